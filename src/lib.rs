@@ -1,0 +1,33 @@
+//! imap-tls puts STARTTLS and TLS in front of any IMAP server, so that a hole in the TLS code is worth nothing.
+//!
+//! ```text
+//! superserver --exec--> imap-tls            starts privileged
+//!                         |  options, users, addresses, log
+//!                         +--fork--> keeper     reads the private key, confines itself, signs once, ends
+//!                         +--fork--> launcher   waits for one record, becomes the IMAP server (the backend)
+//!                         v
+//!                       network process         confines itself, and only then reads the client's first byte
+//! ```
+//!
+//! The modules, in the order in which data flows: `cli` -> `session` -> `activation` -> `backend` and `keeper` -> `sandbox` ->
+//! `relay` -> `imap`, `tls`; with `channel`, `sys`, `log` and `error` underneath. The library exists for the program, its
+//! tests and its fuzz targets; it promises no stable interface.
+
+mod activation;
+mod backend;
+mod channel;
+mod cli;
+mod error;
+pub mod imap;
+pub mod keeper;
+mod log;
+mod relay;
+mod sandbox;
+mod session;
+mod sys;
+mod tls;
+
+/// The program: serves the connection on standard input and output, and returns the status to exit with.
+pub fn main() -> std::process::ExitCode {
+    session::run().into()
+}

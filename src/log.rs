@@ -1,0 +1,264 @@
+//! One line per event, to stderr or syslog; opened before chroot, never waiting for a reader, peers' bytes escaped.
+//!
+//! The syslog line is made here and not by a crate: those at hand look up the time zone and open their socket again at
+//! each fault, and after the sandbox is entered either would be death by its filter.
+
+use std::fmt;
+use std::io::{self, Write as _};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use nix::libc;
+use nix::poll::{PollFd, PollFlags};
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr};
+
+use crate::sys;
+
+/// Where lines go, as asked for with `--log`.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
+pub(crate) enum Destination {
+    /// stderr, unless that is the client's socket or closed: then syslog.
+    Auto,
+    /// Standard error.
+    Stderr,
+    /// The system log, facility mail.
+    Syslog,
+}
+
+/// How much is said.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(crate) enum Verbosity {
+    /// Faults and warnings only.
+    Quiet,
+    /// And the session line.
+    Normal,
+    /// And each step.
+    Verbose,
+}
+
+/// Importance of a line, with its number in syslog(3).
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Severity {
+    Error = 3,
+    Warning = 4,
+    Informational = 6,
+    Debug = 7,
+}
+
+#[derive(Debug)]
+enum Sink {
+    Nowhere,
+    Stderr { priorities: bool },
+    Syslog(OwnedFd),
+}
+
+/// The open log. Lines start with the client's address once it is known.
+#[derive(Debug)]
+pub(crate) struct Log {
+    sink: Sink,
+    subject: String,
+    verbosity: Verbosity,
+}
+
+/// The longest line, in octets: a pipe takes this much in one piece or not at all (`PIPE_BUF`, pipe(7)).
+const LINE_LIMIT: usize = 4096;
+/// syslog(3)'s facility for mail.
+const FACILITY_MAIL: u8 = 2 << 3;
+
+impl Log {
+    /// Opens the log. `is_stderr_usable` is false where fd 2 is the client's or was closed.
+    ///
+    /// A log that cannot be opened does not stop mail: what remains is used.
+    pub(crate) fn open(
+        destination: Destination,
+        verbosity: Verbosity,
+        is_stderr_usable: bool,
+    ) -> Self {
+        let stderr = || Sink::Stderr {
+            priorities: is_journal(io::stderr().as_fd()),
+        };
+        let sink = match destination {
+            Destination::Auto | Destination::Stderr if is_stderr_usable => stderr(),
+            Destination::Auto | Destination::Stderr | Destination::Syslog => match connect_syslog()
+            {
+                Ok(socket) => Sink::Syslog(socket),
+                Err(_) if is_stderr_usable => stderr(),
+                Err(_) => Sink::Nowhere,
+            },
+        };
+        Self {
+            sink,
+            subject: "imap-tls".to_owned(),
+            verbosity,
+        }
+    }
+
+    /// From now on lines start with the client's address.
+    pub(crate) fn set_subject(&mut self, subject: &impl fmt::Display) {
+        self.subject = subject.to_string();
+    }
+
+    /// The descriptor that must stay open for the log to work.
+    pub(crate) fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        match &self.sink {
+            Sink::Nowhere | Sink::Stderr { .. } => None,
+            Sink::Syslog(socket) => Some(socket.as_fd()),
+        }
+    }
+
+    /// Whether lines may go to a regular file, which a file size limit would break.
+    pub(crate) fn is_regular_file(&self) -> bool {
+        matches!(self.sink, Sink::Stderr { .. })
+            && nix::sys::stat::fstat(io::stderr())
+                .is_ok_and(|stat| stat.st_mode & libc::S_IFMT == libc::S_IFREG)
+    }
+
+    /// A fault that the administrator should look at.
+    pub(crate) fn error(&self, text: impl fmt::Display) {
+        self.write(Severity::Error, &text);
+    }
+
+    /// Something that weakens the service but does not stop it.
+    pub(crate) fn warning(&self, text: impl fmt::Display) {
+        self.write(Severity::Warning, &text);
+    }
+
+    /// The session line, and what a client did wrong.
+    pub(crate) fn info(&self, text: impl fmt::Display) {
+        if self.verbosity >= Verbosity::Normal {
+            self.write(Severity::Informational, &text);
+        }
+    }
+
+    /// A step on the way (`-v`).
+    pub(crate) fn debug(&self, text: impl fmt::Display) {
+        if self.verbosity >= Verbosity::Verbose {
+            self.write(Severity::Debug, &text);
+        }
+    }
+
+    fn write(&self, severity: Severity, text: &dyn fmt::Display) {
+        let mut line = match &self.sink {
+            Sink::Nowhere => return,
+            Sink::Stderr { priorities: true } => {
+                format!("<{}>{}: {text}", severity as u8, self.subject)
+            }
+            Sink::Stderr { priorities: false } => format!("{}: {text}", self.subject),
+            Sink::Syslog(_) => {
+                let priority = FACILITY_MAIL | severity as u8;
+                format!(
+                    "<{priority}>imap-tls[{}]: {}: {text}",
+                    std::process::id(),
+                    self.subject
+                )
+            }
+        }
+        .replace('\n', "\\n");
+        if line.len() >= LINE_LIMIT {
+            line.truncate(line.floor_char_boundary_before(LINE_LIMIT - 1));
+        }
+        match &self.sink {
+            Sink::Nowhere => {}
+            Sink::Stderr { .. } => {
+                line.push('\n');
+                if can_write_now(io::stderr().as_fd()) {
+                    // Unbuffered: one write(2). A log that is gone is no reason to end a session.
+                    let _ = io::stderr().write_all(line.as_bytes());
+                }
+            }
+            Sink::Syslog(socket) => {
+                let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+                let _ = nix::sys::socket::send(
+                    std::os::fd::AsRawFd::as_raw_fd(socket),
+                    line.as_bytes(),
+                    flags,
+                );
+            }
+        }
+    }
+}
+
+/// `str::floor_char_boundary` is younger than the oldest compiler that we support.
+trait FloorCharBoundary {
+    fn floor_char_boundary_before(&self, index: usize) -> usize;
+}
+
+impl FloorCharBoundary for String {
+    fn floor_char_boundary_before(&self, index: usize) -> usize {
+        (0..=index)
+            .rev()
+            .find(|&at| self.is_char_boundary(at))
+            .unwrap_or(0)
+    }
+}
+
+/// A stuck reader of stderr must not stop mail: a line that cannot be written at once is lost.
+fn can_write_now(stderr: BorrowedFd<'_>) -> bool {
+    let mut poll = [PollFd::new(stderr, PollFlags::POLLOUT)];
+    nix::poll::ppoll(&mut poll, Some(nix::sys::time::TimeSpec::new(0, 0)), None).is_ok()
+        && poll.iter().all(|fd| {
+            fd.revents()
+                .is_some_and(|events| events.contains(PollFlags::POLLOUT))
+        })
+}
+
+/// Whether fd 2 goes to the journal, which reads `<N>` at the start of a line (sd-daemon(3), `JOURNAL_STREAM` in systemd.exec(5)).
+fn is_journal(stderr: BorrowedFd<'_>) -> bool {
+    let Ok(stream) = std::env::var("JOURNAL_STREAM") else {
+        return false;
+    };
+    nix::sys::stat::fstat(stderr)
+        .is_ok_and(|stat| stream == format!("{}:{}", stat.st_dev, stat.st_ino))
+}
+
+fn connect_syslog() -> io::Result<OwnedFd> {
+    let socket = nix::sys::socket::socket(
+        AddressFamily::Unix,
+        SockType::Datagram,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )?;
+    let socket = sys::duplicate(socket.as_fd())?;
+    nix::sys::socket::connect(
+        std::os::fd::AsRawFd::as_raw_fd(&socket),
+        &UnixAddr::new("/dev/log")?,
+    )?;
+    Ok(socket)
+}
+
+/// Bytes from a peer, fit for a log line: printable ASCII stays, the rest is `\xNN` (CVE-2023-28486 is what happens without).
+pub(crate) struct Escaped<'a>(pub(crate) &'a [u8]);
+
+impl fmt::Display for Escaped<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for &byte in self.0 {
+            match byte {
+                b'"' | b'\\' => write!(f, "\\{}", char::from(byte))?,
+                b' '..=b'~' => write!(f, "{}", char::from(byte))?,
+                _ => write!(f, "\\x{byte:02x}")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_cannot_forge_a_line() {
+        assert_eq!(
+            Escaped(b"a\r\n<3>root: \"\\\x1b[31m\xff").to_string(),
+            "a\\x0d\\x0a<3>root: \\\"\\\\\\x1b[31m\\xff"
+        );
+    }
+
+    #[test]
+    fn a_long_line_is_cut_at_a_character() {
+        let text = "ä".repeat(LINE_LIMIT);
+        assert_eq!(
+            text.floor_char_boundary_before(LINE_LIMIT - 1),
+            LINE_LIMIT - 2
+        );
+    }
+}

@@ -1,0 +1,184 @@
+//! What nix and std lack, and the only `unsafe` of the program: small safe functions over libc that decide nothing.
+#![allow(unsafe_code)]
+
+use std::convert::Infallible;
+use std::ffi::{CStr, CString};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use nix::libc;
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal};
+use nix::unistd::{ForkResult, Pid};
+
+/// Turns the `-1` of a system call into the error it set.
+fn checked(result: libc::c_int) -> io::Result<libc::c_int> {
+    if result == -1 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
+}
+
+/// Ends this process at once, running no destructors and flushing nothing of the parent's.
+pub(crate) fn exit_now(status: u8) -> ! {
+    // SAFETY: _exit takes an integer, touches no memory of ours and does not return.
+    unsafe { libc::_exit(i32::from(status)) }
+}
+
+/// Forks and runs `child` in the new process, which ends when it returns: nothing of the parent's story runs twice.
+///
+/// # Errors
+/// As fork(2): no memory, or no more processes.
+pub(crate) fn fork_into(child: impl FnOnce() -> u8) -> io::Result<Pid> {
+    // SAFETY: this program never starts a thread, so the child may allocate and lock as its parent could.
+    match unsafe { nix::unistd::fork() }? {
+        ForkResult::Parent { child } => Ok(child),
+        ForkResult::Child => exit_now(child()),
+    }
+}
+
+/// Takes ownership of a descriptor that the superserver handed over by number.
+///
+/// # Errors
+/// `EBADF` if no such descriptor is open.
+pub(crate) fn own_descriptor(number: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: F_GETFD only reads the descriptor table.
+    checked(unsafe { libc::fcntl(number, libc::F_GETFD) })?;
+    // SAFETY: the descriptor is open, and each caller names a number that nothing else in the program owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Discards what the peer has sent, without this process ever holding the bytes: TCP drops them in the kernel
+/// (`MSG_TRUNC`, tcp(7)). Returns how many were dropped; 0 at end of file.
+///
+/// # Errors
+/// As recv(2), `EAGAIN` included: it never blocks.
+pub(crate) fn discard_input(socket: BorrowedFd<'_>, most: usize) -> io::Result<usize> {
+    let flags = libc::MSG_TRUNC | libc::MSG_DONTWAIT;
+    // SAFETY: with MSG_TRUNC on a TCP socket the kernel writes nothing to the (null) buffer.
+    let count = unsafe { libc::recv(socket.as_raw_fd(), std::ptr::null_mut(), most, flags) };
+    usize::try_from(count).map_err(|_| io::Error::last_os_error())
+}
+
+/// Closes every descriptor from 3 up that is not in `kept`.
+///
+/// # Errors
+/// As close_range(2), other than its being unknown to kernels before 5.9, where each number is closed by itself.
+pub(crate) fn close_all_but(kept: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut numbers: Vec<libc::c_uint> = kept
+        .iter()
+        .filter_map(|fd| fd.as_raw_fd().try_into().ok())
+        .collect();
+    numbers.sort_unstable();
+    let mut next: libc::c_uint = 3;
+    for number in numbers {
+        if number > next {
+            close_range(next, number - 1)?;
+        }
+        next = next.max(number.saturating_add(1));
+    }
+    close_range(next, libc::c_uint::MAX)
+}
+
+fn close_range(first: libc::c_uint, last: libc::c_uint) -> io::Result<()> {
+    // SAFETY: the caller gives up every descriptor in the range; owners of such descriptors live on only in the parent.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+    if result == 0 {
+        return Ok(());
+    }
+    let error = io::Error::last_os_error();
+    if error.raw_os_error() != Some(libc::ENOSYS) {
+        return Err(error);
+    }
+    let (soft, _) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)?;
+    let end = libc::c_uint::try_from(soft).unwrap_or(65_536).min(last);
+    for number in first..=end {
+        let Ok(number) = RawFd::try_from(number) else {
+            break;
+        };
+        // SAFETY: as above; closing a number that is not open does nothing.
+        unsafe { libc::close(number) };
+    }
+    Ok(())
+}
+
+/// Gives up every capability in the permitted, effective and inheritable sets of this process; capabilities(7).
+///
+/// # Errors
+/// As capset(2).
+pub(crate) fn drop_all_capabilities() -> io::Result<()> {
+    /// `struct __user_cap_header_struct` of linux/capability.h.
+    #[repr(C)]
+    struct Header {
+        version: u32,
+        pid: libc::c_int,
+    }
+    const VERSION_3: u32 = 0x2008_0522;
+    let header = Header {
+        version: VERSION_3,
+        pid: 0,
+    };
+    // Two `struct __user_cap_data_struct` of three words each: effective, permitted, inheritable.
+    let none = [0_u32; 6];
+    // SAFETY: capset reads one header and, for version 3, two data structures; both live through the call.
+    let result = unsafe { libc::syscall(libc::SYS_capset, &raw const header, none.as_ptr()) };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Sets every signal to its default and unblocks them all: what a program expects to start with (signal(7)).
+pub(crate) fn reset_signals() -> io::Result<()> {
+    for number in 1..=libc::SIGRTMAX() {
+        if number != libc::SIGKILL && number != libc::SIGSTOP {
+            // SAFETY: SIG_DFL installs no function of ours. libc's own real-time signals are refused with EINVAL, which is right.
+            unsafe { libc::signal(number, libc::SIG_DFL) };
+        }
+    }
+    nix::sys::signal::sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;
+    Ok(())
+}
+
+/// Sets one signal to its default, whatever the superserver had chosen.
+pub(crate) fn default_signal(signal: Signal) -> io::Result<()> {
+    let action = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
+    // SAFETY: SIG_DFL installs no function of ours.
+    unsafe { nix::sys::signal::sigaction(signal, &action) }?;
+    Ok(())
+}
+
+/// A copy of `fd` numbered 3 or higher, closed on exec.
+pub(crate) fn duplicate(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    // SAFETY: F_DUPFD_CLOEXEC makes a new descriptor, which nothing else owns.
+    let number = checked(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 3) })?;
+    // SAFETY: as above.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Replaces this process by a program whose descriptors 0 and 1 are `socket`, whose 2 is ours, and that has no others.
+/// `kept` stays open until the program has started. Returns only the reason why not.
+///
+/// # Errors
+/// As dup2(2), close_range(2) and execve(2).
+pub(crate) fn become_program(
+    socket: BorrowedFd<'_>,
+    kept: Option<BorrowedFd<'_>>,
+    path: &CStr,
+    arguments: &[CString],
+    environment: &[CString],
+) -> io::Result<Infallible> {
+    nix::unistd::dup2_stdin(socket)?;
+    nix::unistd::dup2_stdout(socket)?;
+    close_all_but(kept.as_slice())?;
+    Ok(nix::unistd::execve(path, arguments, environment)?)
+}
+
+/// Whether the two descriptors are the same file: the same socket, pipe or device, however it was reached.
+pub(crate) fn is_same_file(one: impl AsFd, other: impl AsFd) -> bool {
+    match (nix::sys::stat::fstat(one), nix::sys::stat::fstat(other)) {
+        (Ok(one), Ok(other)) => one.st_dev == other.st_dev && one.st_ino == other.st_ino,
+        _ => false,
+    }
+}
