@@ -1,0 +1,287 @@
+//! What the superserver hands over: descriptors 0 and 1, or one in `LISTEN_FDS` -> [`Connection`], with its addresses.
+
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use nix::libc;
+use nix::sys::socket::{SockaddrStorage, getpeername, getsockname, setsockopt, sockopt};
+
+use crate::channel::{Channel, is_pipe, is_socket};
+use crate::error::{Error, reason};
+use crate::sys;
+
+/// The client's connection, off the standard descriptors.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    pub(crate) channel: Channel,
+    pub(crate) addresses: Option<Addresses>,
+    kind: Kind,
+}
+
+/// Both ends of a TCP connection; IPv4 in IPv6 is given as IPv4.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Addresses {
+    pub(crate) local: SocketAddr,
+    pub(crate) peer: SocketAddr,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Inet,
+    Pipe,
+    Unix,
+}
+
+/// What fd 2 is good for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Stderr {
+    /// It is the client's, or was closed: it is /dev/null from now on.
+    Unusable,
+    Usable,
+}
+
+/// Makes fd 2 safe to print to: under inetd it is the client's socket, and nothing but protocol may go there.
+///
+/// Call this before anything can print. Closed standard descriptors are /dev/null by now: Rust's runtime opens them before
+/// `main`, so a socket of ours cannot land on one.
+pub(crate) fn secure_stderr() -> io::Result<Stderr> {
+    let stderr = io::stderr();
+    let is_channel = is_socket(stderr.as_fd()) || is_pipe(stderr.as_fd());
+    let is_clients = is_channel
+        && (sys::is_same_file(&stderr, io::stdin())
+            || sys::is_same_file(&stderr, io::stdout())
+            || inherited_descriptor().is_some_and(|fd| is_inherited_same_file(fd, stderr.as_fd())));
+    if is_clients {
+        nix::unistd::dup2_stderr(dev_null()?)?;
+    }
+    Ok(if is_clients || is_dev_null(stderr.as_fd()) {
+        Stderr::Unusable
+    } else {
+        Stderr::Usable
+    })
+}
+
+/// The number of the first descriptor that systemd passes on; sd_listen_fds(3).
+const LISTEN_FDS_START: libc::c_int = 3;
+
+fn inherited_descriptor() -> Option<libc::c_int> {
+    std::env::var_os("LISTEN_FDS").map(|_| LISTEN_FDS_START)
+}
+
+fn is_inherited_same_file(number: libc::c_int, other: BorrowedFd<'_>) -> bool {
+    // Opened again by name, since the number itself is not owned yet.
+    let path = format!("/proc/self/fd/{number}");
+    let inherited = nix::sys::stat::stat(path.as_str());
+    match (inherited, nix::sys::stat::fstat(other)) {
+        (Ok(one), Ok(other)) => one.st_dev == other.st_dev && one.st_ino == other.st_ino,
+        _ => false,
+    }
+}
+
+fn dev_null() -> io::Result<OwnedFd> {
+    Ok(std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/null")?
+        .into())
+}
+
+fn is_dev_null(fd: BorrowedFd<'_>) -> bool {
+    let null = nix::sys::stat::stat("/dev/null");
+    match (null, nix::sys::stat::fstat(fd)) {
+        (Ok(null), Ok(stat)) => {
+            stat.st_mode & libc::S_IFMT == libc::S_IFCHR && stat.st_rdev == null.st_rdev
+        }
+        _ => false,
+    }
+}
+
+impl Connection {
+    /// Takes the connection and leaves /dev/null on descriptors 0 and 1.
+    ///
+    /// # Errors
+    /// `Setup` if what was handed over is no connection, `System` if a descriptor cannot be had.
+    pub(crate) fn take() -> Result<Self, Error> {
+        let channel = match take_inherited()? {
+            Some(socket) => Channel::new(socket, None),
+            None => take_standard()?,
+        };
+        let null =
+            dev_null().map_err(|error| Error::system("cannot open /dev/null", reason(&error)))?;
+        nix::unistd::dup2_stdin(&null)
+            .and_then(|()| nix::unistd::dup2_stdout(&null))
+            .map_err(|error| {
+                Error::system(
+                    "cannot put /dev/null on standard input and output",
+                    error.desc(),
+                )
+            })?;
+        let kind = match channel.input() {
+            Some(input) if is_socket(input) => prepare_socket(input),
+            _ => Kind::Pipe,
+        };
+        let addresses = channel.input().and_then(addresses);
+        Ok(Self {
+            channel,
+            addresses,
+            kind,
+        })
+    }
+}
+
+/// Resumed TLS 1.3 stalls for 40 ms without `TCP_NODELAY`, and only keepalive tells that a client is gone for good.
+fn prepare_socket(socket: BorrowedFd<'_>) -> Kind {
+    if nodelay(socket).is_err() {
+        return Kind::Unix;
+    }
+    // Without keepalive a vanished client is noticed later, by the backend's autologout.
+    let _ = setsockopt(&socket, sockopt::KeepAlive, &true);
+    Kind::Inet
+}
+
+fn nodelay(socket: BorrowedFd<'_>) -> nix::Result<()> {
+    setsockopt(&socket, sockopt::TcpNoDelay, &true)
+}
+
+/// A connected socket in `LISTEN_FDS`: systemd's `Accept=yes` without `StandardInput=socket`.
+fn take_inherited() -> Result<Option<OwnedFd>, Error> {
+    let mut inherited = listenfd::ListenFd::from_env();
+    let fault = |text: &str| Error::Setup(format!("LISTEN_FDS: {text}"));
+    match inherited.len() {
+        0 => return Ok(None),
+        1 => {}
+        _ => {
+            return Err(fault(
+                "more than one descriptor was passed on, but a connection is one",
+            ));
+        }
+    }
+    let number = inherited
+        .take_raw_fd(0)
+        .map_err(|error| fault(&error.to_string()))?;
+    let Some(number) = number else {
+        return Ok(None);
+    };
+    let inherited = sys::own_descriptor(number).map_err(|error| fault(&reason(&error)))?;
+    let socket = sys::duplicate(inherited.as_fd()).map_err(|error| fault(&reason(&error)))?;
+    if nix::sys::socket::getsockopt(&socket, sockopt::AcceptConn) == Ok(true) {
+        return Err(fault(
+            "the socket is listening: set Accept=yes in the socket unit",
+        ));
+    }
+    Ok(Some(socket))
+}
+
+fn take_standard() -> Result<Channel, Error> {
+    let (stdin, stdout) = (io::stdin(), io::stdout());
+    for (name, fd) in [("input", stdin.as_fd()), ("output", stdout.as_fd())] {
+        if !is_socket(fd) && !is_pipe(fd) {
+            return Err(Error::Setup(format!(
+                "standard {name} is no connection: imap-tls is to be started by a superserver (systemd, xinetd, inetd, tcpserver)"
+            )));
+        }
+    }
+    if nix::sys::socket::getsockopt(&stdin, sockopt::AcceptConn) == Ok(true) {
+        return Err(Error::Setup(
+            "standard input is a listening socket: 'nowait' in inetd, 'wait = no' in xinetd or Accept=yes in systemd is needed"
+                .to_owned(),
+        ));
+    }
+    let copy = |fd| {
+        sys::duplicate(fd)
+            .map_err(|error| Error::system("cannot copy a descriptor", reason(&error)))
+    };
+    let input = copy(stdin.as_fd())?;
+    let is_one_socket = is_socket(input.as_fd()) && sys::is_same_file(&stdin, &stdout);
+    let output = if is_one_socket {
+        None
+    } else {
+        Some(copy(stdout.as_fd())?)
+    };
+    Ok(Channel::new(input, output))
+}
+
+fn addresses(socket: BorrowedFd<'_>) -> Option<Addresses> {
+    let peer = getpeername::<SockaddrStorage>(socket.as_raw_fd()).ok()?;
+    let local = getsockname::<SockaddrStorage>(socket.as_raw_fd()).ok()?;
+    Some(Addresses {
+        local: inet(&local)?,
+        peer: inet(&peer)?,
+    })
+}
+
+/// As std sees it, with IPv4-mapped IPv6 as plain IPv4 (RFC 4291 section 2.5.5.2): logs and access lists know one form.
+fn inet(address: &SockaddrStorage) -> Option<SocketAddr> {
+    if let Some(v4) = address.as_sockaddr_in() {
+        return Some(SocketAddr::new(IpAddr::V4(v4.ip()), v4.port()));
+    }
+    let v6 = address.as_sockaddr_in6()?;
+    Some(SocketAddr::new(
+        IpAddr::V6(v6.ip()).to_canonical(),
+        v6.port(),
+    ))
+}
+
+/// The client as log lines name it.
+impl fmt::Display for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.kind, self.addresses) {
+            (_, Some(Addresses { peer, .. })) => write!(f, "{peer}"),
+            (Kind::Pipe, None) => f.write_str("pipe"),
+            (Kind::Inet | Kind::Unix, None) => f.write_str("unix"),
+        }
+    }
+}
+
+impl Connection {
+    /// Says goodbye to a client of whom nothing was read, so that it can read it: what it sent already is dropped by the
+    /// kernel, unseen, since unread bytes would turn our close into a reset that takes the goodbye along.
+    pub(crate) fn part(&mut self, goodbye: &[u8]) {
+        // Best effort: a client that does not take a line now gets an end of file.
+        let _ = self.channel.send(goodbye);
+        self.channel.end_output();
+        let (Kind::Inet, Some(socket)) = (self.kind, self.channel.input()) else {
+            return;
+        };
+        let patience = nix::sys::time::TimeSpec::new(PARTING_SECONDS, 0);
+        let mut left = PARTING_OCTETS;
+        while left > 0 {
+            let mut poll = [nix::poll::PollFd::new(socket, nix::poll::PollFlags::POLLIN)];
+            if !matches!(nix::poll::ppoll(&mut poll, Some(patience), None), Ok(1)) {
+                return;
+            }
+            match sys::discard_input(socket, left) {
+                Ok(0) | Err(_) => return,
+                Ok(count) => left = left.saturating_sub(count),
+            }
+        }
+    }
+}
+
+/// How long, at each step, a client may take to close after a goodbye.
+const PARTING_SECONDS: i64 = 1;
+/// How much a client may still send after a goodbye.
+const PARTING_OCTETS: usize = 64 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mapped_address_is_plain_ipv4() {
+        let mapped = SocketAddr::new("::ffff:192.0.2.7".parse().unwrap(), 4711);
+        let storage = SockaddrStorage::from(mapped);
+        assert_eq!(inet(&storage).unwrap().to_string(), "192.0.2.7:4711");
+    }
+
+    #[test]
+    fn an_ipv6_address_stays() {
+        let address = SocketAddr::new("2001:db8::1".parse().unwrap(), 993);
+        assert_eq!(
+            inet(&SockaddrStorage::from(address)).unwrap().to_string(),
+            "[2001:db8::1]:993"
+        );
+    }
+}

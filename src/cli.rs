@@ -1,0 +1,557 @@
+//! Arguments and `IMAP_TLS_*` variables -> [`Options`]; every check that needs no file is here, so no half-valid Options exists.
+
+use std::ffi::OsString;
+use std::os::fd::RawFd;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::builder::FalseyValueParser;
+use clap::{ArgAction, CommandFactory as _, Parser};
+
+use crate::error::Error;
+use crate::imap::Policy;
+use crate::log::{Destination, Verbosity};
+
+/// What one run of the program is to do.
+#[derive(Debug)]
+pub(crate) struct Options {
+    pub(crate) backend: BackendChoice,
+    pub(crate) certificate: PathBuf,
+    pub(crate) destination: Destination,
+    pub(crate) handshake_timeout: Duration,
+    pub(crate) key: PathBuf,
+    pub(crate) login_timeout: Duration,
+    /// In octets of address space, for the network process and for the keeper.
+    pub(crate) memory_limit: u64,
+    pub(crate) policy: Policy,
+    pub(crate) separation: Separation,
+    pub(crate) verbosity: Verbosity,
+}
+
+/// Who speaks IMAP.
+#[derive(Debug)]
+pub(crate) enum BackendChoice {
+    /// An open descriptor (the old recipe's `-F 3`).
+    Descriptor(RawFd),
+    /// A program to start, with its arguments, and the user to run it as, if not ours.
+    Program {
+        command: Vec<OsString>,
+        user: Option<String>,
+    },
+}
+
+/// What is given up.
+#[derive(Debug)]
+pub(crate) enum Separation {
+    /// Started as root: separate users and a chroot.
+    Full {
+        chroot: PathBuf,
+        group: Option<String>,
+        keeper_user: String,
+        user: String,
+    },
+    /// Started as a plain user who said that this is meant.
+    Unprivileged,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum PolicyName {
+    /// STARTTLS before anything else is allowed
+    Required,
+    /// STARTTLS offered, cleartext allowed
+    Optional,
+    /// TLS from the first byte (port 993)
+    Implicit,
+}
+
+/// STARTTLS and TLS for any IMAP server, with privilege separation
+#[derive(Debug, Parser)]
+#[command(
+    name = "imap-tls",
+    version,
+    disable_help_flag = true,
+    override_usage = "imap-tls [OPTIONS] [--] BACKEND [ARGS]...\n       imap-tls [OPTIONS] --backend-fd N",
+    before_help = "A superserver (systemd, xinetd, inetd, tcpserver) runs imap-tls with a client's\n\
+                   connection on standard input and output. It starts BACKEND, an IMAP server\n\
+                   that needs no TLS, gives up every privilege, and speaks TLS with the client.",
+    after_help = "Each option can also be set by an environment variable: IMAP_TLS_ and its name\n\
+                  in capitals, as IMAP_TLS_LOGIN_TIMEOUT=60. IMAP_TLS_BACKEND holds BACKEND and\n\
+                  ARGS, split at spaces. Users are given by name or number.\n\
+                  Exit status: BACKEND's; else 0 for anything that a client did, 100 for usage and\n\
+                  set-up, 111 for a fault of the system that may pass."
+)]
+struct Arguments {
+    /// required, optional or implicit [default: required]
+    #[arg(
+        long,
+        env = "IMAP_TLS_TLS",
+        hide_env = true,
+        value_enum,
+        hide_possible_values = true,
+        default_value = "required",
+        hide_default_value = true,
+        value_name = "POLICY",
+        help_heading = "TLS"
+    )]
+    tls: PolicyName,
+    /// Certificate chain in PEM form, our own first
+    #[arg(
+        long,
+        env = "IMAP_TLS_CERT",
+        hide_env = true,
+        value_name = "FILE",
+        help_heading = "TLS"
+    )]
+    cert: Option<PathBuf>,
+    /// Private key in PEM form, for root's eyes only
+    #[arg(
+        long,
+        env = "IMAP_TLS_KEY",
+        hide_env = true,
+        value_name = "FILE",
+        help_heading = "TLS"
+    )]
+    key: Option<PathBuf>,
+
+    /// User who reads from the network [default: imap-tls]
+    #[arg(
+        long,
+        env = "IMAP_TLS_USER",
+        hide_env = true,
+        default_value = "imap-tls",
+        hide_default_value = true,
+        value_name = "USER",
+        help_heading = "Separation"
+    )]
+    user: String,
+    /// Group of that user's process [default: its own]
+    #[arg(
+        long,
+        env = "IMAP_TLS_GROUP",
+        hide_env = true,
+        value_name = "GROUP",
+        help_heading = "Separation"
+    )]
+    group: Option<String>,
+    /// User who holds the key [default: imap-tls-keeper]
+    #[arg(
+        long,
+        env = "IMAP_TLS_KEEPER_USER",
+        hide_env = true,
+        default_value = "imap-tls-keeper",
+        hide_default_value = true,
+        value_name = "USER",
+        help_heading = "Separation"
+    )]
+    keeper_user: String,
+    /// Empty directory [default: /var/lib/imap-tls/empty]
+    #[arg(
+        long,
+        env = "IMAP_TLS_CHROOT",
+        hide_env = true,
+        default_value = "/var/lib/imap-tls/empty",
+        hide_default_value = true,
+        value_name = "DIR",
+        help_heading = "Separation"
+    )]
+    chroot: PathBuf,
+    /// User who runs BACKEND [default: as started]
+    #[arg(
+        long,
+        env = "IMAP_TLS_BACKEND_USER",
+        hide_env = true,
+        value_name = "USER",
+        help_heading = "Separation"
+    )]
+    backend_user: Option<String>,
+    /// Address space per process [default: 32M]
+    #[arg(long, env = "IMAP_TLS_MEMORY_LIMIT", hide_env = true, default_value = "32M", hide_default_value = true, value_name = "SIZE", value_parser = parse_size, help_heading = "Separation")]
+    memory_limit: u64,
+    /// Run as a plain user, with what protection is left
+    #[arg(
+        long,
+        env = "IMAP_TLS_UNPRIVILEGED",
+        hide_env = true,
+        value_parser = FalseyValueParser::new(),
+        help_heading = "Separation"
+    )]
+    unprivileged: bool,
+
+    /// Use this open descriptor, start no BACKEND
+    #[arg(long, env = "IMAP_TLS_BACKEND_FD", hide_env = true, value_name = "N", value_parser = clap::value_parser!(RawFd).range(3..), help_heading = "Backend")]
+    backend_fd: Option<RawFd>,
+
+    /// For the whole handshake [default: 30]
+    #[arg(long, env = "IMAP_TLS_HANDSHAKE_TIMEOUT", hide_env = true, default_value = "30", hide_default_value = true, value_name = "SECONDS", value_parser = parse_seconds, help_heading = "Limits")]
+    handshake_timeout: Duration,
+    /// Until login, in all [default: 120]
+    #[arg(long, env = "IMAP_TLS_LOGIN_TIMEOUT", hide_env = true, default_value = "120", hide_default_value = true, value_name = "SECONDS", value_parser = parse_seconds, help_heading = "Limits")]
+    login_timeout: Duration,
+
+    /// auto, stderr or syslog [default: auto]
+    #[arg(
+        long,
+        env = "IMAP_TLS_LOG",
+        hide_env = true,
+        value_enum,
+        hide_possible_values = true,
+        default_value = "auto",
+        hide_default_value = true,
+        value_name = "WHERE",
+        help_heading = "Log"
+    )]
+    log: Destination,
+    /// Log each step
+    #[arg(
+        short,
+        long,
+        env = "IMAP_TLS_VERBOSE",
+        hide_env = true,
+        value_parser = FalseyValueParser::new(),
+        conflicts_with = "quiet",
+        help_heading = "Log"
+    )]
+    verbose: bool,
+    /// Log faults only
+    #[arg(
+        short,
+        long,
+        env = "IMAP_TLS_QUIET",
+        hide_env = true,
+        value_parser = FalseyValueParser::new(),
+        help_heading = "Log"
+    )]
+    quiet: bool,
+
+    /// Print this help
+    #[arg(short, long, action = ArgAction::HelpShort, help_heading = "Other")]
+    help: Option<bool>,
+
+    /// The IMAP server to start, and its arguments
+    #[arg(trailing_var_arg = true, value_name = "BACKEND", action = ArgAction::Append)]
+    backend: Vec<OsString>,
+}
+
+/// The environment variables that are ours, and that a backend does not get.
+pub(crate) fn own_variables() -> Vec<String> {
+    let options = Arguments::command();
+    let names = options
+        .get_arguments()
+        .filter_map(|argument| argument.get_env()?.to_str().map(str::to_owned));
+    names.chain([BACKEND_VARIABLE.to_owned()]).collect()
+}
+
+/// BACKEND and ARGS where a command line is awkward: one set of settings serves every superserver.
+const BACKEND_VARIABLE: &str = "IMAP_TLS_BACKEND";
+
+/// What the command line asks for.
+#[derive(Debug)]
+pub(crate) enum Request {
+    /// Serve one connection.
+    Serve(Box<Options>),
+    /// Print this (`--help`, `--version`) and end.
+    Show(String),
+}
+
+/// Reads the command line and the environment.
+///
+/// # Errors
+/// `Usage`, with a text that names the option.
+pub(crate) fn parse(
+    arguments: impl Iterator<Item = OsString>,
+    is_root: bool,
+) -> Result<Request, Error> {
+    use clap::error::ErrorKind;
+    match Arguments::try_parse_from(arguments) {
+        Ok(arguments) => Ok(Request::Serve(Box::new(arguments.check(is_root)?))),
+        Err(error)
+            if matches!(
+                error.kind(),
+                ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
+            ) =>
+        {
+            Ok(Request::Show(error.to_string()))
+        }
+        Err(error) => Err(Error::Usage(one_line(&error.to_string()))),
+    }
+}
+
+/// clap writes a paragraph for a terminal; a log wants its first sentence.
+fn one_line(text: &str) -> String {
+    let lines = text
+        .lines()
+        .map(str::trim)
+        .take_while(|line| !line.starts_with("Usage:"));
+    let text = lines
+        .filter(|line| !line.is_empty())
+        .collect::<Vec<_>>()
+        .join(" ");
+    let text = text.strip_prefix("error: ").unwrap_or(&text);
+    format!("{text} (see imap-tls --help)")
+}
+
+impl Arguments {
+    fn check(self, is_root: bool) -> Result<Options, Error> {
+        let required = |file: Option<PathBuf>, option, what| {
+            file.ok_or_else(|| Error::Usage(format!("no {what}: name its file with {option}")))
+        };
+        let backend = choose_backend(self.backend, self.backend_fd, self.backend_user)?;
+        let separation = match (is_root, self.unprivileged) {
+            (true, false) => Separation::Full {
+                chroot: self.chroot,
+                group: self.group,
+                keeper_user: self.keeper_user,
+                user: self.user,
+            },
+            (true, true) => {
+                return Err(Error::Usage(
+                    "--unprivileged is for a plain user, but this is root".to_owned(),
+                ));
+            }
+            (false, true) => Separation::Unprivileged,
+            (false, false) => {
+                return Err(Error::Usage(
+                    "not started as root, so there are no privileges to separate: start it as root, \
+                     or say --unprivileged and do without"
+                        .to_owned(),
+                ));
+            }
+        };
+        if let (Separation::Unprivileged, BackendChoice::Program { user: Some(_), .. }) =
+            (&separation, &backend)
+        {
+            return Err(Error::Usage(
+                "--backend-user needs root, so it conflicts with --unprivileged".to_owned(),
+            ));
+        }
+        if self.memory_limit < MEMORY_LIMIT_LEAST {
+            return Err(Error::Usage(format!(
+                "--memory-limit {} is too small to work: at least {}M",
+                self.memory_limit,
+                MEMORY_LIMIT_LEAST >> 20
+            )));
+        }
+        Ok(Options {
+            backend,
+            certificate: required(self.cert, "--cert", "certificate")?,
+            destination: self.log,
+            handshake_timeout: self.handshake_timeout,
+            key: required(self.key, "--key", "private key")?,
+            login_timeout: self.login_timeout,
+            memory_limit: self.memory_limit,
+            policy: match self.tls {
+                PolicyName::Required => Policy::Required,
+                PolicyName::Optional => Policy::Optional,
+                PolicyName::Implicit => Policy::Implicit,
+            },
+            separation,
+            verbosity: match (self.quiet, self.verbose) {
+                (true, _) => Verbosity::Quiet,
+                (false, false) => Verbosity::Normal,
+                (false, true) => Verbosity::Verbose,
+            },
+        })
+    }
+}
+
+/// Less than this and the program's own code and libraries do not fit.
+const MEMORY_LIMIT_LEAST: u64 = 16 << 20;
+
+fn choose_backend(
+    arguments: Vec<OsString>,
+    descriptor: Option<RawFd>,
+    user: Option<String>,
+) -> Result<BackendChoice, Error> {
+    let command = match (arguments.is_empty(), descriptor) {
+        (true, None) => split_at_spaces(&std::env::var_os(BACKEND_VARIABLE).unwrap_or_default()),
+        _ => arguments,
+    };
+    match (descriptor, command.is_empty()) {
+        (Some(_), false) => Err(Error::Usage(
+            "--backend-fd and a BACKEND to start exclude each other".to_owned(),
+        )),
+        (Some(_), true) if user.is_some() => Err(Error::Usage(
+            "--backend-user is for a BACKEND to start, not for --backend-fd".to_owned(),
+        )),
+        (Some(number), true) => Ok(BackendChoice::Descriptor(number)),
+        (None, true) => Err(Error::Usage(
+            "no BACKEND: name the IMAP server to start, with its arguments, after the options"
+                .to_owned(),
+        )),
+        (None, false) => Ok(BackendChoice::Program { command, user }),
+    }
+}
+
+fn split_at_spaces(text: &OsString) -> Vec<OsString> {
+    let words = text
+        .as_bytes()
+        .split(u8::is_ascii_whitespace)
+        .filter(|word| !word.is_empty());
+    words
+        .map(|word| OsString::from_vec(word.to_vec()))
+        .collect()
+}
+
+/// `65536`, `64K`, `32M`, `1G`, in octets.
+fn parse_size(text: &str) -> Result<u64, String> {
+    let (digits, shift) = match text.chars().last() {
+        Some('K' | 'k') => (text.get(..text.len() - 1), 10),
+        Some('M' | 'm') => (text.get(..text.len() - 1), 20),
+        Some('G' | 'g') => (text.get(..text.len() - 1), 30),
+        _ => (Some(text), 0),
+    };
+    let number = digits.and_then(|digits| digits.parse::<u64>().ok());
+    number
+        .and_then(|number| number.checked_mul(1 << shift))
+        .ok_or_else(|| "not a size such as 32M".to_owned())
+}
+
+/// Whole seconds, at least one and at most a day: no limit may be turned off by accident.
+fn parse_seconds(text: &str) -> Result<Duration, String> {
+    match text.parse::<u64>() {
+        Ok(seconds @ 1..=86_400) => Ok(Duration::from_secs(seconds)),
+        _ => Err("not a number of seconds from 1 to 86400".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse_words(words: &str, is_root: bool) -> Result<Options, String> {
+        let words = format!("imap-tls {words}");
+        match parse(words.split_whitespace().map(OsString::from), is_root) {
+            Ok(Request::Serve(options)) => Ok(*options),
+            Ok(Request::Show(text)) => Err(text),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    #[test]
+    fn defaults_are_the_documented_ones() {
+        let options = parse_words("--cert c --key k imapd Maildir", true).unwrap();
+        assert_eq!(options.policy, Policy::Required);
+        assert_eq!(options.handshake_timeout, Duration::from_secs(30));
+        assert_eq!(options.login_timeout, Duration::from_secs(120));
+        assert_eq!(options.memory_limit, 32 << 20);
+        let BackendChoice::Program {
+            command,
+            user: None,
+        } = options.backend
+        else {
+            panic!()
+        };
+        assert_eq!(command, ["imapd", "Maildir"]);
+        let Separation::Full {
+            chroot,
+            group: None,
+            keeper_user,
+            user,
+        } = options.separation
+        else {
+            panic!()
+        };
+        assert_eq!(chroot, PathBuf::from("/var/lib/imap-tls/empty"));
+        assert_eq!(
+            (user.as_str(), keeper_user.as_str()),
+            ("imap-tls", "imap-tls-keeper")
+        );
+    }
+
+    #[test]
+    fn options_after_the_backend_are_the_backends() {
+        let options = parse_words("--cert c --key k imapd --key x -v -- y", true).unwrap();
+        let BackendChoice::Program { command, .. } = options.backend else {
+            panic!()
+        };
+        assert_eq!(command, ["imapd", "--key", "x", "-v", "--", "y"]);
+        assert_eq!(options.verbosity, Verbosity::Normal);
+    }
+
+    #[test]
+    fn each_usage_fault_names_its_option() {
+        for (words, is_root, expected) in [
+            ("", true, "BACKEND"),
+            ("--key k imapd", true, "--cert"),
+            ("--cert c imapd", true, "--key"),
+            (
+                "--cert c --key k --backend-fd 3 imapd",
+                true,
+                "--backend-fd",
+            ),
+            ("--cert c --key k --backend-fd 2", true, "--backend-fd"),
+            (
+                "--cert c --key k --backend-fd 3 --backend-user u",
+                true,
+                "--backend-user",
+            ),
+            ("--cert c --key k imapd", false, "--unprivileged"),
+            (
+                "--cert c --key k --unprivileged imapd",
+                true,
+                "--unprivileged",
+            ),
+            (
+                "--cert c --key k --unprivileged --backend-user u imapd",
+                false,
+                "--backend-user",
+            ),
+            (
+                "--cert c --key k --memory-limit 1M imapd",
+                true,
+                "--memory-limit",
+            ),
+            (
+                "--cert c --key k --memory-limit 99999999999G imapd",
+                true,
+                "--memory-limit",
+            ),
+            (
+                "--cert c --key k --login-timeout 0 imapd",
+                true,
+                "--login-timeout",
+            ),
+            (
+                "--cert c --key k --handshake-timeout never imapd",
+                true,
+                "--handshake-timeout",
+            ),
+            ("--cert c --key k --tls sometimes imapd", true, "--tls"),
+            ("--cert c --key k -v -q imapd", true, "--quiet"),
+            ("--certificate c imapd", true, "--certificate"),
+        ] {
+            let message = parse_words(words, is_root).unwrap_err();
+            assert!(message.contains(expected), "{words}: {message}");
+            assert!(!message.contains('\n'), "{message}");
+        }
+    }
+
+    #[test]
+    fn sizes_have_units() {
+        assert_eq!(parse_size("65536"), Ok(65_536));
+        assert_eq!(parse_size("64k"), Ok(65_536));
+        assert_eq!(parse_size("1G"), Ok(1 << 30));
+        assert!(parse_size("M").is_err() && parse_size("").is_err() && parse_size("-1").is_err());
+    }
+
+    #[test]
+    fn help_fits_a_terminal() {
+        let Err(help) = parse_words("--help", true) else {
+            panic!()
+        };
+        let widest = help.lines().map(str::len).max();
+        assert!(widest <= Some(80), "{widest:?}\n{help}");
+    }
+
+    #[test]
+    fn our_variables_are_known_by_name_so_that_couriers_stay() {
+        let own = own_variables();
+        assert!(
+            own.contains(&"IMAP_TLS_KEY".to_owned()) && own.contains(&BACKEND_VARIABLE.to_owned())
+        );
+        assert!(
+            !own.contains(&"IMAP_TLS_REQUIRED".to_owned()) && !own.contains(&"IMAP_TLS".to_owned())
+        );
+    }
+}
