@@ -1,0 +1,328 @@
+//! The makesock part: a socketpair, the launcher that waits with privileges, and the exec of the IMAP server.
+
+use std::ffi::{CString, OsStr, OsString};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use nix::sys::signal::Signal;
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
+use nix::unistd::{AccessFlags, Pid};
+
+use crate::activation::Addresses;
+use crate::channel::Channel;
+use crate::error::{EXIT_SETUP, EXIT_TEMPORARY, Error, reason};
+use crate::log::Log;
+use crate::sandbox::{BackendUser, close_all_but};
+use crate::sys;
+use crate::tls::{FACTS_LENGTH, Facts};
+
+/// The program to become the backend: found, looked up and ready before anything is forked.
+#[derive(Debug)]
+pub(crate) struct Program {
+    arguments: Vec<CString>,
+    environment: Vec<CString>,
+    path: CString,
+    user: Option<BackendUser>,
+}
+
+/// A process that will become the backend when told to, and the connection that it will have then.
+#[derive(Debug)]
+pub(crate) struct Launcher {
+    channel: Channel,
+    control: OwnedFd,
+    process: Pid,
+}
+
+/// The IMAP server.
+#[derive(Debug)]
+pub(crate) struct Backend {
+    pub(crate) channel: Channel,
+    /// `None` for `--backend-fd`.
+    pub(crate) process: Option<Pid>,
+}
+
+impl Program {
+    /// Finds the program as execvp(3) would and prepares what it is started with.
+    ///
+    /// # Errors
+    /// `Setup` if it is not there or cannot be executed, or its user is unknown.
+    pub(crate) fn prepare(
+        command: &[OsString],
+        user: Option<&str>,
+        addresses: Option<&Addresses>,
+    ) -> Result<Self, Error> {
+        let user = user.map(BackendUser::look_up).transpose()?;
+        let name = command.first().map_or(OsStr::new(""), OsString::as_os_str);
+        let path = find_program(name)?;
+        let arguments = command
+            .iter()
+            .map(|argument| c_string(argument.as_bytes()))
+            .collect::<Result<_, _>>()?;
+        let environment = environment(addresses, user.as_ref())?;
+        Ok(Self {
+            arguments,
+            environment,
+            path: c_string(path.as_os_str().as_bytes())?,
+            user,
+        })
+    }
+}
+
+fn c_string(bytes: &[u8]) -> Result<CString, Error> {
+    CString::new(bytes)
+        .map_err(|_| Error::Usage("BACKEND or an argument of it contains a zero octet".to_owned()))
+}
+
+fn find_program(name: &OsStr) -> Result<PathBuf, Error> {
+    let fault = |why: &str| {
+        Error::setup(
+            format!(
+                "cannot execute the IMAP server '{}' (BACKEND)",
+                Path::new(name).display()
+            ),
+            why,
+        )
+    };
+    if name.as_bytes().contains(&b'/') {
+        return check_program(Path::new(name))
+            .map(|()| name.into())
+            .map_err(|why| fault(&why));
+    }
+    let path = std::env::var_os("PATH").unwrap_or_else(|| DEFAULT_PATH.into());
+    let mut candidates = std::env::split_paths(&path).map(|directory| directory.join(name));
+    candidates
+        .find(|candidate| check_program(candidate).is_ok())
+        .ok_or_else(|| fault("not found in PATH"))
+}
+
+/// Where programs are looked for when the superserver set no `PATH`.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+fn check_program(path: &Path) -> Result<(), String> {
+    let metadata = std::fs::metadata(path).map_err(|error| reason(&error))?;
+    if !metadata.is_file() {
+        return Err("not a regular file".to_owned());
+    }
+    // access(2) says yes to root if anybody may execute it.
+    let is_executable =
+        metadata.mode() & 0o111 != 0 && nix::unistd::access(path, AccessFlags::X_OK).is_ok();
+    if is_executable {
+        Ok(())
+    } else {
+        Err("Permission denied".to_owned())
+    }
+}
+
+/// What the superserver's environment keeps, less what is ours or could deceive the backend, plus the connection's addresses.
+fn environment(
+    addresses: Option<&Addresses>,
+    user: Option<&BackendUser>,
+) -> Result<Vec<CString>, Error> {
+    let own = crate::cli::own_variables();
+    let mut variables: Vec<(OsString, OsString)> = std::env::vars_os()
+        .filter(|(name, _)| {
+            !is_removed(name.as_bytes()) && !own.iter().any(|own| name == own.as_str())
+        })
+        .collect();
+    let mut set = |name: &str, value: OsString| {
+        variables.retain(|(other, _)| other != name);
+        variables.push((name.into(), value));
+    };
+    if let Some(Addresses { local, peer }) = addresses {
+        for (name, value) in [
+            ("PROTO", "TCP".to_owned()),
+            ("REMOTE_ADDR", peer.ip().to_string()),
+            ("REMOTE_PORT", peer.port().to_string()),
+            ("TCPLOCALIP", local.ip().to_string()),
+            ("TCPLOCALPORT", local.port().to_string()),
+            ("TCPREMOTEIP", peer.ip().to_string()),
+            ("TCPREMOTEPORT", peer.port().to_string()),
+        ] {
+            set(name, value.into());
+        }
+    }
+    if let Some(user) = user {
+        for (name, value) in [
+            ("HOME", &user.home),
+            ("LOGNAME", &user.name),
+            ("SHELL", &user.shell),
+            ("USER", &user.name),
+        ] {
+            set(name, OsString::from_vec(value.as_bytes().to_vec()));
+        }
+    }
+    variables
+        .iter()
+        .map(|(name, value)| variable(name.as_bytes(), value.as_bytes()))
+        .collect()
+}
+
+fn variable(name: &[u8], value: &[u8]) -> Result<CString, Error> {
+    c_string(&[name, b"=", value].concat())
+}
+
+/// A client could write `TCPREMOTEINFO` through its ident server; TLS facts are ours to state; what belongs to activation was
+/// for us (sd_listen_fds(3), sd_notify(3)), as was the directory with credentials, which may hold the private key.
+fn is_removed(name: &[u8]) -> bool {
+    const NAMES: [&[u8]; 7] = [
+        b"CREDENTIALS_DIRECTORY",
+        b"IMAP_TLS",
+        b"MAINPID",
+        b"NOTIFY_SOCKET",
+        b"TCPREMOTEINFO",
+        b"WATCHDOG_PID",
+        b"WATCHDOG_USEC",
+    ];
+    NAMES.contains(&name) || name.starts_with(b"LISTEN_") || name.starts_with(b"SSL_")
+}
+
+/// The variables that tell the backend about TLS: Apache's mod_ssl names, and Courier's `IMAP_TLS`.
+fn tls_environment(facts: &Facts) -> Vec<CString> {
+    let mut variables = vec![
+        ("IMAP_TLS", "1"),
+        ("SSL_CIPHER", facts.cipher()),
+        ("SSL_PROTOCOL", facts.version()),
+    ];
+    variables.extend(facts.server_name().map(|name| ("SSL_TLS_SNI", name)));
+    variables
+        .iter()
+        .filter_map(|(name, value)| variable(name.as_bytes(), value.as_bytes()).ok())
+        .collect()
+}
+
+/// The launcher's record: one octet for what to do, then the facts, zero where there is no TLS.
+const RECORD_LENGTH: usize = 1 + FACTS_LENGTH;
+const GO_CLEARTEXT: u8 = 1;
+const GO_TLS: u8 = 2;
+
+impl Launcher {
+    /// Forks the launcher.
+    ///
+    /// # Errors
+    /// `System` if there is no process or socket to be had.
+    pub(crate) fn start(program: &Program, log: &Log) -> Result<Self, Error> {
+        let pair = |kind| {
+            socketpair(AddressFamily::Unix, kind, None, SockFlag::SOCK_CLOEXEC)
+                .map_err(|error| Error::system("cannot make the backend's socket", error.desc()))
+        };
+        let (ours, theirs) = pair(SockType::Stream)?;
+        let (control, controlled) = pair(SockType::SeqPacket)?;
+        let process =
+            sys::fork_into(|| launch(program, log, &controlled, &theirs)).map_err(|error| {
+                Error::system("cannot start the backend's launcher", reason(&error))
+            })?;
+        Ok(Self {
+            channel: Channel::new(ours, None),
+            control,
+            process,
+        })
+    }
+
+    /// The descriptors that the network process keeps for this launcher.
+    pub(crate) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.channel.descriptors().chain([self.control.as_fd()])
+    }
+
+    /// Tells the launcher to become the backend, and what is known about TLS. Should the launcher be gone, the backend's
+    /// end of file tells.
+    pub(crate) fn go(self, facts: Option<&Facts>) -> Backend {
+        let record: Vec<u8> = match facts {
+            Some(facts) => [&[GO_TLS], facts.encode().as_slice()].concat(),
+            None => [&[GO_CLEARTEXT], [0; FACTS_LENGTH].as_slice()].concat(),
+        };
+        let _ = send(self.control.as_raw_fd(), &record, MsgFlags::MSG_NOSIGNAL);
+        Backend {
+            channel: self.channel,
+            process: Some(self.process),
+        }
+    }
+}
+
+/// The launcher's life: it waits, with privileges, for one record of fixed size, and becomes the backend or ends.
+fn launch(program: &Program, log: &Log, control: &OwnedFd, socket: &OwnedFd) -> u8 {
+    let mut kept = vec![control.as_fd(), socket.as_fd()];
+    kept.extend(log.descriptor());
+    if close_all_but(&kept).is_err() {
+        return EXIT_TEMPORARY;
+    }
+    let mut record = [0; RECORD_LENGTH + 1];
+    let length = loop {
+        match recv(control.as_raw_fd(), &mut record, MsgFlags::empty()) {
+            Ok(length) => break length,
+            Err(nix::errno::Errno::EINTR) => {}
+            Err(_) => return EXIT_TEMPORARY,
+        }
+    };
+    match (length, &record) {
+        // Released without having been needed: no TLS, no backend.
+        (0, _) => 0,
+        (RECORD_LENGTH, [GO_CLEARTEXT, ..]) => become_backend(program, log, socket, None),
+        (RECORD_LENGTH, [GO_TLS, facts @ .., _]) => match Facts::decode(facts) {
+            Some(facts) => become_backend(program, log, socket, Some(&facts)),
+            None => refuse_record(log),
+        },
+        _ => refuse_record(log),
+    }
+}
+
+fn refuse_record(log: &Log) -> u8 {
+    log.error("the network process sent a record that it cannot have made in good faith: no backend is started");
+    EXIT_TEMPORARY
+}
+
+fn become_backend(program: &Program, log: &Log, socket: &OwnedFd, facts: Option<&Facts>) -> u8 {
+    let mut environment = program.environment.clone();
+    environment.extend(facts.map(tls_environment).unwrap_or_default());
+    let prepared = program
+        .user
+        .as_ref()
+        .map_or(Ok(()), BackendUser::assume)
+        .and_then(|()| {
+            // After the ids: changing them clears it. Should the network process be killed, the backend is told to end.
+            nix::sys::prctl::set_pdeathsig(Signal::SIGTERM).map_err(|error| {
+                Error::system(
+                    "cannot tie the backend to its network process",
+                    error.desc(),
+                )
+            })
+        });
+    if let Err(error) = prepared {
+        log.error(&error);
+        return error.exit_status();
+    }
+    let result = sys::reset_signals().and_then(|()| {
+        sys::become_program(
+            socket.as_fd(),
+            log.descriptor(),
+            &program.path,
+            &program.arguments,
+            &environment,
+        )
+    });
+    let Err(error) = result;
+    log.error(Error::setup(
+        format!(
+            "cannot execute the IMAP server '{}' (BACKEND)",
+            program.path.to_string_lossy()
+        ),
+        reason(&error),
+    ));
+    EXIT_SETUP
+}
+
+impl Backend {
+    /// Nobody: what stands in the place of a backend that was handed over.
+    pub(crate) fn gone() -> Self {
+        Self {
+            channel: Channel::closed(),
+            process: None,
+        }
+    }
+
+    /// Hands the backend over, leaving nobody.
+    pub(crate) fn take(&mut self) -> Self {
+        std::mem::replace(self, Self::gone())
+    }
+}

@@ -1,0 +1,223 @@
+//! Users looked up before chroot; the permanent drop of ids, then the proof of it.
+
+use std::ffi::CString;
+
+use nix::unistd::{Gid, Group, Uid, User};
+
+use crate::error::Error;
+
+/// An unprivileged user and group to become. uid 0 and gid 0 are never in one.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Identity {
+    pub(crate) group: Gid,
+    pub(crate) user: Uid,
+}
+
+/// The user of the backend, with what its environment and groups need; may be any user, root too.
+#[derive(Clone, Debug)]
+pub(crate) struct BackendUser {
+    pub(crate) group: Gid,
+    pub(crate) home: CString,
+    pub(crate) name: CString,
+    pub(crate) shell: CString,
+    pub(crate) user: Uid,
+}
+
+impl Identity {
+    /// Looks up a user, and a group if one is named, by name or number. `option` is where the name came from.
+    ///
+    /// # Errors
+    /// `Setup` if there is no such user or group, or if it is root's.
+    pub(crate) fn look_up(user: &str, group: Option<&str>, option: &str) -> Result<Self, Error> {
+        let found = look_up_user(user, option)?;
+        let number = user.parse().ok().map(Uid::from_raw);
+        let uid = found
+            .as_ref()
+            .map(|user| user.uid)
+            .or(number)
+            .ok_or_else(|| unknown("user", user, option))?;
+        let own_group = match found {
+            Some(user) => user.gid,
+            // A number that is in no passwd: the group of the same number, as tools that take bare numbers do.
+            None => Gid::from_raw(uid.as_raw()),
+        };
+        let gid = group.map_or(Ok(own_group), look_up_group)?;
+        if uid.is_root() || gid.as_raw() == 0 {
+            return Err(Error::Setup(format!(
+                "user '{user}' ({option}) has uid 0 or gid 0: privileges are to be given up, so name another"
+            )));
+        }
+        Ok(Self {
+            group: gid,
+            user: uid,
+        })
+    }
+}
+
+impl BackendUser {
+    /// Looks up the user that the backend is to run as (`--backend-user`).
+    ///
+    /// # Errors
+    /// `Setup` if there is no such user.
+    pub(crate) fn look_up(name: &str) -> Result<Self, Error> {
+        const OPTION: &str = "--backend-user";
+        let user = look_up_user(name, OPTION)?.ok_or_else(|| unknown("user", name, OPTION))?;
+        let text = |bytes: Vec<u8>| CString::new(bytes).map_err(|_| unknown("user", name, OPTION));
+        Ok(Self {
+            group: user.gid,
+            home: text(user.dir.into_os_string().into_encoded_bytes())?,
+            name: text(user.name.into_bytes())?,
+            shell: text(user.shell.into_os_string().into_encoded_bytes())?,
+            user: user.uid,
+        })
+    }
+
+    /// Becomes this user for good, with its groups.
+    ///
+    /// # Errors
+    /// `System` if the kernel refuses.
+    pub(crate) fn assume(&self) -> Result<(), Error> {
+        let refused = |error: nix::Error| {
+            Error::system(
+                "cannot become the backend's user (--backend-user)",
+                error.desc(),
+            )
+        };
+        nix::unistd::initgroups(&self.name, self.group).map_err(refused)?;
+        set_ids(Identity {
+            group: self.group,
+            user: self.user,
+        })
+    }
+}
+
+fn look_up_user(name: &str, option: &str) -> Result<Option<User>, Error> {
+    let failed = |error: nix::Error| {
+        Error::system(
+            format!("cannot look up user '{name}' ({option})"),
+            error.desc(),
+        )
+    };
+    match name.parse() {
+        Ok(number) => User::from_uid(Uid::from_raw(number)).map_err(failed),
+        Err(_) => User::from_name(name).map_err(failed),
+    }
+}
+
+fn look_up_group(name: &str) -> Result<Gid, Error> {
+    if let Ok(number) = name.parse() {
+        return Ok(Gid::from_raw(number));
+    }
+    let found = Group::from_name(name).map_err(|error| {
+        Error::system(
+            format!("cannot look up group '{name}' (--group)"),
+            error.desc(),
+        )
+    })?;
+    found
+        .map(|group| group.gid)
+        .ok_or_else(|| unknown("group", name, "--group"))
+}
+
+fn unknown(what: &str, name: &str, option: &str) -> Error {
+    Error::Setup(format!("unknown {what} '{name}' ({option})"))
+}
+
+/// Gives up the ids of this process for good, and proves it: the ids are read back, and regaining root is tried.
+///
+/// # Errors
+/// `System` at the first step that fails; the process must not go on.
+pub(crate) fn drop_ids_permanently(identity: Identity) -> Result<(), Error> {
+    nix::unistd::setgroups(&[])
+        .map_err(|error| Error::system("cannot give up supplementary groups", error.desc()))?;
+    set_ids(identity)?;
+    let groups = nix::unistd::getgroups()
+        .map_err(|error| Error::system("cannot read groups back", error.desc()))?;
+    if !groups.is_empty() {
+        return Err(Error::System(
+            "supplementary groups are still there after giving them up".to_owned(),
+        ));
+    }
+    let root = (Gid::from_raw(0), Uid::from_raw(0));
+    if nix::unistd::setegid(root.0).is_ok() || nix::unistd::seteuid(root.1).is_ok() {
+        return Err(Error::System(
+            "root could be regained after giving it up".to_owned(),
+        ));
+    }
+    Ok(())
+}
+
+/// Groups first: without the uid of root they could not be changed any more. Real, effective and saved, then read back.
+fn set_ids(Identity { group, user }: Identity) -> Result<(), Error> {
+    nix::unistd::setresgid(group, group, group)
+        .map_err(|error| Error::system(format!("cannot change to group {group}"), error.desc()))?;
+    nix::unistd::setresuid(user, user, user)
+        .map_err(|error| Error::system(format!("cannot change to user {user}"), error.desc()))?;
+    let users = nix::unistd::getresuid()
+        .map_err(|error| Error::system("cannot read user ids back", error.desc()))?;
+    let groups = nix::unistd::getresgid()
+        .map_err(|error| Error::system("cannot read group ids back", error.desc()))?;
+    let is_dropped = [users.real, users.effective, users.saved] == [user; 3]
+        && [groups.real, groups.effective, groups.saved] == [group; 3];
+    if is_dropped {
+        Ok(())
+    } else {
+        Err(Error::System(
+            "the ids are not the ones that were set".to_owned(),
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(user: &str, group: Option<&str>) -> String {
+        Identity::look_up(user, group, "--user")
+            .unwrap_err()
+            .to_string()
+    }
+
+    #[test]
+    fn root_is_refused_as_a_target() {
+        for (user, group) in [
+            ("root", None),
+            ("0", None),
+            ("61001", Some("0")),
+            ("61001", Some("root")),
+        ] {
+            assert!(
+                message(user, group).contains("(--user) has uid 0 or gid 0"),
+                "{user} {group:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn unknown_names_say_which_option() {
+        assert_eq!(
+            message("no-such-user", None),
+            "unknown user 'no-such-user' (--user)"
+        );
+        assert_eq!(
+            message("61001", Some("no-such-group")),
+            "unknown group 'no-such-group' (--group)"
+        );
+    }
+
+    #[test]
+    fn numbers_need_no_passwd_entry() {
+        let identity = Identity::look_up("61001", Some("61002"), "--user").unwrap();
+        assert_eq!(
+            (identity.user.as_raw(), identity.group.as_raw()),
+            (61001, 61002)
+        );
+        assert_eq!(
+            Identity::look_up("61001", None, "--user")
+                .unwrap()
+                .group
+                .as_raw(),
+            61001
+        );
+    }
+}

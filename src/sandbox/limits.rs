@@ -1,0 +1,53 @@
+//! rlimits, not dumpable, all other descriptors closed: what a confined process may use up.
+
+use std::os::fd::BorrowedFd;
+
+use nix::sys::resource::{Resource, setrlimit};
+
+use crate::error::{Error, reason};
+use crate::sys;
+
+/// Whether files may grow: only where the log is a regular file.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum FileGrowth {
+    Allowed,
+    Forbidden,
+}
+
+/// poll(2) refuses more descriptors than this limit allows to be open, so it is not zero.
+const DESCRIPTORS: u64 = 8;
+
+/// Sets the limits of getrlimit(2), soft and hard, and makes the process neither dumpable nor traceable (prctl(2)).
+///
+/// # Errors
+/// `System` at the first limit that the kernel refuses.
+pub(crate) fn set_limits(memory: u64, growth: FileGrowth) -> Result<(), Error> {
+    let mut limits = vec![
+        (Resource::RLIMIT_AS, memory, "address space"),
+        (Resource::RLIMIT_CORE, 0, "core files"),
+        (Resource::RLIMIT_NOFILE, DESCRIPTORS, "descriptors"),
+        (Resource::RLIMIT_NPROC, 0, "processes"),
+        (Resource::RLIMIT_MEMLOCK, 0, "locked memory"),
+        (Resource::RLIMIT_MSGQUEUE, 0, "message queues"),
+    ];
+    if growth == FileGrowth::Forbidden {
+        limits.push((Resource::RLIMIT_FSIZE, 0, "file size"));
+    }
+    for (resource, limit, what) in limits {
+        setrlimit(resource, limit, limit).map_err(|error| {
+            Error::system(format!("cannot limit {what} to {limit}"), error.desc())
+        })?;
+    }
+    // After the ids were changed, which makes a process dumpable again or not as the system pleases.
+    nix::sys::prctl::set_dumpable(false)
+        .map_err(|error| Error::system("cannot forbid core dumps and tracing", error.desc()))
+}
+
+/// Closes every descriptor from 3 up but those named.
+///
+/// # Errors
+/// `System` if the kernel refuses.
+pub(crate) fn close_all_but(kept: &[BorrowedFd<'_>]) -> Result<(), Error> {
+    sys::close_all_but(kept)
+        .map_err(|error| Error::system("cannot close the other descriptors", reason(&error)))
+}

@@ -1,0 +1,145 @@
+//! Confinement: [`enter`] takes every step, in the one order that works, and makes the proof that it was done.
+
+mod filter;
+mod identity;
+mod limits;
+
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::Path;
+
+use nix::libc;
+
+pub(crate) use identity::{BackendUser, Identity};
+pub(crate) use limits::{FileGrowth, close_all_but};
+
+use crate::error::{Error, reason};
+use crate::sys;
+
+/// Which of our confined processes this is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Role {
+    /// Holds the private key; talks to the network process alone.
+    Keeper,
+    /// Reads from the network.
+    Network,
+}
+
+/// This process has given up its privileges for good. Only [`enter`] makes one.
+#[derive(Debug)]
+pub(crate) struct Sandboxed(());
+
+/// Everything [`enter`] needs, looked up and opened while that was still possible.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    /// `None`: started by a plain user, without privileges to give up.
+    pub(crate) confinement: Option<Confinement>,
+    pub(crate) file_growth: FileGrowth,
+    /// In octets of address space.
+    pub(crate) memory_limit: u64,
+}
+
+/// What only root can do to itself.
+#[derive(Debug)]
+pub(crate) struct Confinement {
+    pub(crate) identity: Identity,
+    pub(crate) root: OwnedFd,
+}
+
+/// Enters the sandbox: nothing that a privileged process may do is possible after it.
+///
+/// The order is OpenSSH's, and no other works: chroot needs root, groups need it too, uids go last of these; limits and
+/// `dumpable` come after the ids because changing ids resets the latter; the filter is last, since it forbids all before it.
+///
+/// # Errors
+/// `System` at the first step that fails. The process must not serve then.
+pub(crate) fn enter(role: Role, plan: Plan, kept: &[BorrowedFd<'_>]) -> Result<Sandboxed, Error> {
+    // Compiled first: the filter's tables need memory, which the limits may not leave.
+    let program = filter::compile(role)?;
+    if let Some(Confinement { identity, root }) = plan.confinement {
+        change_root(root.as_fd())?;
+        drop(root);
+        identity::drop_ids_permanently(identity)?;
+    }
+    sys::drop_all_capabilities()
+        .map_err(|error| Error::system("cannot give up capabilities", reason(&error)))?;
+    limits::close_all_but(kept)?;
+    limits::set_limits(plan.memory_limit, plan.file_growth)?;
+    // No program that could be started may ever give privileges back; seccomp(2) asks for it too.
+    nix::sys::prctl::set_no_new_privs()
+        .map_err(|error| Error::system("cannot set no_new_privs", error.desc()))?;
+    filter::apply(&program)?;
+    Ok(Sandboxed(()))
+}
+
+/// By descriptor, so that what was checked is what is entered.
+fn change_root(root: BorrowedFd<'_>) -> Result<(), Error> {
+    nix::unistd::fchdir(root)
+        .and_then(|()| nix::unistd::chroot("."))
+        .and_then(|()| nix::unistd::chdir("/"))
+        .map_err(|error| Error::system("cannot change the root directory (--chroot)", error.desc()))
+}
+
+/// Opens the directory to be confined in: root's, empty, and not writable by anybody else.
+///
+/// # Errors
+/// `Setup`, saying what is wrong with it.
+pub(crate) fn open_root(path: &Path) -> Result<OwnedFd, Error> {
+    let fault = |what: String| {
+        Error::Setup(format!(
+            "chroot directory '{}' (--chroot) {what}",
+            path.display()
+        ))
+    };
+    let directory = File::options()
+        .read(true)
+        .custom_flags(libc::O_DIRECTORY)
+        .open(path)
+        .map_err(|error| fault(format!("cannot be opened: {}", reason(&error))))?;
+    let metadata = directory
+        .metadata()
+        .map_err(|error| fault(format!("cannot be examined: {}", reason(&error))))?;
+    if metadata.uid() != 0 {
+        return Err(fault(format!(
+            "belongs to uid {}, not to root",
+            metadata.uid()
+        )));
+    }
+    if metadata.mode() & 0o022 != 0 {
+        return Err(fault(format!(
+            "is writable by others than root (mode {:04o})",
+            metadata.mode() & 0o7777
+        )));
+    }
+    let mut entries = std::fs::read_dir(path)
+        .map_err(|error| fault(format!("cannot be listed: {}", reason(&error))))?;
+    if entries.next().is_some() {
+        return Err(fault("is not empty".to_owned()));
+    }
+    Ok(directory.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_that_is_no_place_for_confinement_is_refused() {
+        for (path, expected) in [
+            (
+                "/nonexistent/imap-tls",
+                "cannot be opened: No such file or directory",
+            ),
+            ("/etc/passwd", "cannot be opened: Not a directory"),
+            ("/tmp", "is writable by others than root (mode 1777)"),
+            ("/etc", "is not empty"),
+        ] {
+            let message = open_root(Path::new(path)).unwrap_err().to_string();
+            assert_eq!(
+                message,
+                format!("chroot directory '{path}' (--chroot) {expected}")
+            );
+        }
+    }
+}
