@@ -1,0 +1,390 @@
+//! What the bytes mean: the phases of a session, and what each byte, end and action does to them.
+
+use std::fmt;
+use std::time::Instant;
+
+use super::children::BackendEnd;
+use super::ending::Direction;
+use super::{BackendSource, CLOSING_LIMIT, Relay};
+use crate::backend::Backend;
+use crate::imap::{Action, CloseReason, Entry, Policy, Preauth};
+use crate::tls::{Facts, Progress};
+
+/// The parts of a session, each with only its own data.
+pub(super) enum Phase {
+    /// Before TLS: STARTTLS may come.
+    Cleartext(Box<Preauth>),
+    /// The client's bytes are for the TLS engine alone.
+    Handshake,
+    /// Inside TLS, before login.
+    Secured(Box<Preauth>),
+    /// Logged in: bytes pass as they are.
+    Opaque,
+}
+
+/// What the log and the superserver are told at the end.
+#[derive(Debug)]
+pub(crate) struct Report {
+    pub(crate) backend_end: Option<BackendEnd>,
+    bytes_in: u64,
+    bytes_out: u64,
+    end: Option<String>,
+    facts: Option<Facts>,
+    policy: Policy,
+    start: Instant,
+}
+
+impl<'a> Relay<'a> {
+    pub(super) fn new(parts: super::Parts<'a>) -> Self {
+        let report = Report::new(parts.policy);
+        let deadlines = super::Deadlines {
+            handshake: (parts.policy == Policy::Implicit)
+                .then(|| report.start + parts.handshake_timeout),
+            login: Some(report.start + parts.login_timeout),
+            ..super::Deadlines::default()
+        };
+        let phase = match parts.policy {
+            Policy::Implicit => Phase::Handshake,
+            Policy::Optional | Policy::Required => {
+                Phase::Cleartext(Box::new(Preauth::cleartext(parts.policy)))
+            }
+        };
+        Self {
+            is_tls: matches!(phase, Phase::Handshake),
+            parts,
+            phase,
+            backend: None,
+            backend_unread: Vec::new(),
+            to_client: super::Queue::default(),
+            to_backend: super::Queue::default(),
+            scratch: Vec::new(),
+            client_input: Direction::Open,
+            client_output: Direction::Open,
+            backend_input: Direction::Absent,
+            backend_output: Direction::Absent,
+            is_backend_running: false,
+            is_closing: false,
+            is_close_notify_sent: false,
+            deadlines,
+            report,
+        }
+    }
+
+    /// What happens before the first byte: under `optional` the backend starts, and under `required` we greet.
+    pub(super) fn begin(&mut self) {
+        if self.parts.policy == Policy::Optional {
+            match &mut self.parts.backend {
+                BackendSource::Launchers { cleartext, .. } => {
+                    let backend = cleartext.take().map(|launcher| launcher.go(None));
+                    self.connect(backend);
+                }
+                BackendSource::Descriptor(backend) => {
+                    let backend = backend.take();
+                    self.connect(Some(backend));
+                }
+            }
+        }
+        self.with_preauth(|preauth, actions| preauth.start(actions));
+    }
+
+    fn connect(&mut self, backend: Option<Backend>) {
+        self.is_backend_running = backend
+            .as_ref()
+            .is_some_and(|backend| backend.process.is_some());
+        let direction = if backend.is_some() {
+            Direction::Open
+        } else {
+            Direction::Absent
+        };
+        self.backend_input = direction;
+        self.backend_output = direction;
+        self.backend = backend;
+    }
+
+    /// Asks the protocol core, where there is one, and does what it says.
+    fn with_preauth(&mut self, ask: impl FnOnce(&mut Preauth, &mut Vec<Action>)) {
+        let mut actions = Vec::new();
+        match &mut self.phase {
+            Phase::Cleartext(preauth) | Phase::Secured(preauth) => ask(preauth, &mut actions),
+            Phase::Handshake | Phase::Opaque => return,
+        }
+        for action in actions {
+            self.perform(action);
+        }
+    }
+
+    fn perform(&mut self, action: Action) {
+        if self.is_closing {
+            return;
+        }
+        match action {
+            Action::SendToClient(bytes) => self.send_to_client(&bytes),
+            Action::SendToBackend(bytes) => self.send_to_backend(&bytes),
+            Action::StartTls => self.start_tls(),
+            Action::Opaque(reason) => {
+                self.parts.log.debug(format!("beyond STARTTLS: {reason:?}"));
+                self.phase = Phase::Opaque;
+                self.deadlines.login = None;
+            }
+            Action::Close(reason) => self.close_for(reason),
+        }
+    }
+
+    fn close_for(&mut self, reason: CloseReason) {
+        if reason == CloseReason::BackendPreauth {
+            self.parts.log.error("the backend greets PREAUTH, which no client expects after STARTTLS: --tls implicit serves it");
+        }
+        self.close(&reason.to_string(), None);
+    }
+
+    pub(super) fn client_sent(&mut self, bytes: &[u8]) {
+        if self.is_closing || self.client_output == Direction::Ended {
+            return;
+        }
+        if !self.is_tls {
+            return self.client_said(bytes);
+        }
+        let mut plaintext = Vec::new();
+        match self
+            .parts
+            .tls
+            .receive(bytes, &mut plaintext, self.to_client.tail())
+        {
+            Ok(progress) => {
+                if matches!(self.phase, Phase::Handshake) && progress != Progress::Handshaking {
+                    self.secure();
+                }
+                if !plaintext.is_empty() {
+                    self.client_said(&plaintext);
+                }
+                if progress == Progress::PeerClosed {
+                    self.client_ended();
+                }
+            }
+            Err(error) => self.tls_failed(&error),
+        }
+    }
+
+    fn client_said(&mut self, bytes: &[u8]) {
+        match &self.phase {
+            Phase::Opaque => self.send_to_backend(bytes),
+            Phase::Cleartext(_) | Phase::Secured(_) => {
+                self.with_preauth(|preauth, actions| preauth.client_input(bytes, actions));
+            }
+            Phase::Handshake => {}
+        }
+    }
+
+    pub(super) fn client_ended(&mut self) {
+        if self.client_input == Direction::Ended {
+            return;
+        }
+        self.client_input = Direction::Ended;
+        self.deadlines.begin_ending(self.is_closing);
+        if self.is_closing || self.client_output == Direction::Ended {
+            return;
+        }
+        if matches!(self.phase, Phase::Handshake) {
+            return self.close("client closed during the handshake", None);
+        }
+        self.with_preauth(Preauth::client_end);
+        self.report.ended("client closed".to_owned());
+        if self.backend.is_none() {
+            self.close("client closed", None);
+        }
+    }
+
+    pub(super) fn backend_sent(&mut self, bytes: &[u8]) {
+        if self.is_closing || self.client_output == Direction::Ended {
+            return;
+        }
+        match &self.phase {
+            Phase::Opaque => self.send_to_client(bytes),
+            Phase::Cleartext(_) | Phase::Secured(_) => {
+                self.with_preauth(|preauth, actions| preauth.backend_input(bytes, actions));
+            }
+            Phase::Handshake => {}
+        }
+    }
+
+    pub(super) fn backend_ended(&mut self) {
+        self.backend_output = Direction::Ended;
+        self.deadlines.begin_ending(self.is_closing);
+        if !self.is_closing {
+            self.with_preauth(Preauth::backend_end);
+            self.report.ended("backend ended".to_owned());
+        }
+    }
+
+    pub(super) fn keeper_is_gone(&mut self) {
+        if self.parts.keeper.is_gone() {
+            self.parts
+                .log
+                .error("the keeper has ended: no TLS can be started on this connection");
+            self.parts.keeper.release();
+            if let Phase::Cleartext(mut preauth) = &mut self.phase {
+                preauth.tls_unavailable();
+            }
+        }
+    }
+
+    /// The boundary: the cleartext phase is consumed, and with it its backend; what the client sent after its STARTTLS line is
+    /// for the TLS engine, where anything but a ClientHello is an error (RFC 9051 section 6.2.1, CVE-2011-0411).
+    fn start_tls(&mut self) {
+        let Phase::Cleartext(mut preauth) = std::mem::replace(&mut self.phase, Phase::Handshake)
+        else {
+            return;
+        };
+        self.backend_unread = preauth.take_backend_unread();
+        let unread = preauth.into_unread();
+        self.is_tls = true;
+        self.deadlines.handshake = Some(Instant::now() + self.parts.handshake_timeout);
+        self.to_backend.clear();
+        match (&mut self.parts.backend, self.backend.take()) {
+            (BackendSource::Descriptor(kept), Some(backend)) => *kept = backend,
+            // Its socket is closed: it sees end of file, and is reaped when it ends.
+            (BackendSource::Launchers { .. }, cleartext) => drop(cleartext),
+            (BackendSource::Descriptor(_), None) => {}
+        }
+        self.connect(None);
+        if !unread.is_empty() {
+            self.client_sent(&unread);
+        }
+    }
+
+    /// TLS stands: the keeper is let go, and the backend starts.
+    fn secure(&mut self) {
+        self.deadlines.handshake = None;
+        self.parts.keeper.release();
+        let facts = self.parts.tls.facts();
+        self.parts.log.debug(format!("secure: {facts}"));
+        let is_kept = matches!(self.parts.backend, BackendSource::Descriptor(_))
+            && self.parts.policy == Policy::Optional;
+        let source = std::mem::replace(
+            &mut self.parts.backend,
+            BackendSource::Descriptor(Backend::gone()),
+        );
+        let backend = match source {
+            BackendSource::Descriptor(backend) => backend,
+            BackendSource::Launchers { secured, .. } => secured.go(Some(&facts)),
+        };
+        self.connect(Some(backend));
+        self.report.facts = Some(facts);
+        let entry = match self.parts.policy {
+            Policy::Implicit => Entry::Implicit,
+            Policy::Optional | Policy::Required if is_kept => Entry::StartTlsKept,
+            Policy::Optional | Policy::Required => Entry::StartTls,
+        };
+        self.phase = Phase::Secured(Box::new(Preauth::secured(entry)));
+        let late = std::mem::take(&mut self.backend_unread);
+        self.with_preauth(|preauth, actions| {
+            preauth.start(actions);
+            preauth.backend_input(&late, actions);
+        });
+    }
+
+    fn tls_failed(&mut self, error: &rustls::Error) {
+        let name = self.parts.tls.server_name().unwrap_or("none").to_owned();
+        let what = if matches!(self.phase, Phase::Handshake) {
+            "handshake failed"
+        } else {
+            "TLS failed"
+        };
+        self.parts.log.info(format!(
+            "{what}: {error} (sni={})",
+            crate::log::Escaped(name.as_bytes())
+        ));
+        self.close(what, None);
+    }
+
+    fn send_to_client(&mut self, bytes: &[u8]) {
+        self.report.bytes_out += bytes.len() as u64;
+        if !self.is_tls {
+            self.to_client.push(bytes);
+        } else if let Err(error) = self.parts.tls.send(bytes, self.to_client.tail()) {
+            self.tls_failed(&error);
+        }
+    }
+
+    fn send_to_backend(&mut self, bytes: &[u8]) {
+        self.report.bytes_in += bytes.len() as u64;
+        self.to_backend.push(bytes);
+    }
+
+    /// We decide to end, with a goodbye where the protocol has a place for one.
+    pub(super) fn close(&mut self, end: &str, goodbye: Option<&str>) {
+        if self.is_closing {
+            return;
+        }
+        let text = match &self.phase {
+            Phase::Cleartext(preauth) | Phase::Secured(preauth) => {
+                goodbye.and_then(|text| preauth.goodbye(text))
+            }
+            Phase::Handshake | Phase::Opaque => None,
+        };
+        if let Some(text) = text {
+            self.send_to_client(&text);
+        }
+        self.report.ended(end.to_owned());
+        self.is_closing = true;
+        self.to_backend.clear();
+        self.deadlines.handshake = None;
+        self.deadlines.login = None;
+        self.deadlines.ending = Some(Instant::now() + CLOSING_LIMIT);
+    }
+
+    pub(super) fn finish(self) -> Report {
+        self.report
+    }
+}
+
+impl Report {
+    fn new(policy: Policy) -> Self {
+        Self {
+            backend_end: None,
+            bytes_in: 0,
+            bytes_out: 0,
+            end: None,
+            facts: None,
+            policy,
+            start: Instant::now(),
+        }
+    }
+
+    /// The first cause is the one that counts.
+    pub(super) fn ended(&mut self, end: String) {
+        self.end.get_or_insert(end);
+    }
+
+    /// The backend's exit status, or 0 where no backend was started: nothing that a client does is a failure.
+    pub(crate) fn exit_status(&self) -> u8 {
+        self.backend_end.map_or(0, BackendEnd::exit_status)
+    }
+}
+
+/// The session line.
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let policy = match self.policy {
+            Policy::Implicit => "implicit",
+            Policy::Optional => "optional",
+            Policy::Required => "required",
+        };
+        write!(f, "session policy={policy} ")?;
+        match &self.facts {
+            Some(facts) => write!(f, "{facts} resumed=no")?,
+            None => f.write_str("tls=none")?,
+        }
+        write!(
+            f,
+            " in={} out={} seconds={:.3}",
+            self.bytes_in,
+            self.bytes_out,
+            self.start.elapsed().as_secs_f64()
+        )?;
+        if let Some(end) = self.backend_end {
+            write!(f, " backend={end}")?;
+        }
+        write!(f, " end=\"{}\"", self.end.as_deref().unwrap_or("unknown"))
+    }
+}

@@ -1,0 +1,239 @@
+//! The story of one connection, top to bottom; the only file that knows all the others.
+
+use std::io::Write as _;
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::time::Duration;
+
+use crate::activation::{self, Connection, Stderr};
+use crate::backend::{Backend, Launcher, Program};
+use crate::channel::Channel;
+use crate::cli::{self, BackendChoice, Options, Request, Separation};
+use crate::error::{EXIT_SETUP, Error, reason};
+use crate::imap::Policy;
+use crate::keeper::{KeeperClient, KeeperFiles};
+use crate::log::{Destination, Log, Verbosity};
+use crate::relay::{self, BackendSource, Children, Parts, Report};
+use crate::sandbox::{self, Confinement, FileGrowth, Identity, Plan, Role};
+use crate::sys;
+use crate::tls::Tls;
+
+/// Runs the program; returns its exit status.
+pub(crate) fn run() -> u8 {
+    // First of all, before anything can be printed: under inetd, fd 2 is the client's socket.
+    let stderr = activation::secure_stderr().unwrap_or(Stderr::Unusable);
+    match cli::parse(std::env::args_os(), nix::unistd::geteuid().is_root()) {
+        Ok(Request::Serve(options)) => serve(&options, stderr),
+        Ok(Request::Show(text)) => show(&text),
+        Err(error) => refuse(&error, stderr),
+    }
+}
+
+/// Help is for a terminal or a pager, never for a client.
+fn show(text: &str) -> u8 {
+    let mut stdout = std::io::stdout();
+    if crate::channel::is_socket(stdout.as_fd()) || stdout.write_all(text.as_bytes()).is_err() {
+        return EXIT_SETUP;
+    }
+    0
+}
+
+/// The options make no sense, so the policy is not known either; port 993 is guessed by the word.
+fn refuse(error: &Error, stderr: Stderr) -> u8 {
+    let mut log = Log::open(
+        Destination::Auto,
+        Verbosity::Normal,
+        stderr == Stderr::Usable,
+    );
+    let mut words = std::env::args_os().chain(std::env::var_os("IMAP_TLS_TLS"));
+    let is_implicit = words.any(|word| word.to_string_lossy().contains("implicit"));
+    if let Ok(mut connection) = Connection::take() {
+        log.set_subject(&connection);
+        connection.part(if is_implicit { b"" } else { UNAVAILABLE });
+    }
+    log.error(error);
+    error.exit_status()
+}
+
+/// What a client is told when the fault is ours (RFC 5530 section 3).
+const UNAVAILABLE: &[u8] =
+    b"* BYE [UNAVAILABLE] the server is not set up correctly, try again later\r\n";
+
+fn serve(options: &Options, stderr: Stderr) -> u8 {
+    let mut log = Log::open(
+        options.destination,
+        options.verbosity,
+        stderr == Stderr::Usable,
+    );
+    let mut connection = match Connection::take() {
+        Ok(connection) => connection,
+        Err(error) => {
+            log.error(&error);
+            return error.exit_status();
+        }
+    };
+    log.set_subject(&connection);
+    match session(options, &log, &mut connection) {
+        Ok(report) => {
+            log.info(&report);
+            report.exit_status()
+        }
+        Err(error) => {
+            log.error(&error);
+            connection.part(if options.policy == Policy::Implicit {
+                b""
+            } else {
+                UNAVAILABLE
+            });
+            error.exit_status()
+        }
+    }
+}
+
+/// Everything that needs privileges, then the sandbox, then the client.
+fn session(options: &Options, log: &Log, connection: &mut Connection) -> Result<Report, Error> {
+    Children::expect()?;
+    let plans = Plans::look_up(options, log)?;
+    let program = match &options.backend {
+        BackendChoice::Descriptor(_) => None,
+        BackendChoice::Program { command, user } => Some(Program::prepare(
+            command,
+            user.as_deref(),
+            connection.addresses.as_ref(),
+        )?),
+    };
+    let files = KeeperFiles {
+        certificate: &options.certificate,
+        key: &options.key,
+    };
+    let keeper = KeeperClient::start(&files, plans.keeper)?;
+    let backend = start_backend(options, program.as_ref(), log)?;
+    // After the forks, which would hand the blocked signals down.
+    let children = Children::watch()?;
+    let sandboxed = {
+        let mut kept: Vec<BorrowedFd<'_>> = connection
+            .channel
+            .descriptors()
+            .chain(backend.descriptors())
+            .collect();
+        kept.extend(log.descriptor());
+        kept.push(children.descriptor());
+        keeper
+            .with_descriptor(|keeper| {
+                let kept: Vec<_> = kept.iter().copied().chain([keeper]).collect();
+                sandbox::enter(Role::Network, plans.network, &kept)
+            })
+            .unwrap_or_else(|| Err(Error::System("the keeper's socket is gone".to_owned())))?
+    };
+    let tls = keeper.introduction().and_then(|certified| {
+        Tls::new(certified)
+            .map_err(|error| Error::setup("cannot use the certificate (--cert)", error))
+    });
+    let result = tls.map(|tls| {
+        let parts = Parts {
+            backend,
+            children: &children,
+            client: &mut connection.channel,
+            handshake_timeout: options.handshake_timeout,
+            keeper: &keeper,
+            log,
+            login_timeout: options.login_timeout,
+            policy: options.policy,
+            tls,
+        };
+        relay::relay(parts, &sandboxed)
+    });
+    // Whoever is still there was let go of, and ends at end of file.
+    keeper.release();
+    children.reap_rest(REAP_LIMIT);
+    result
+}
+
+/// How long our own processes, which have nothing more to do, may take to end.
+const REAP_LIMIT: Duration = Duration::from_secs(1);
+
+fn start_backend(
+    options: &Options,
+    program: Option<&Program>,
+    log: &Log,
+) -> Result<BackendSource, Error> {
+    match (&options.backend, program) {
+        (BackendChoice::Program { .. }, Some(program)) => Ok(BackendSource::Launchers {
+            cleartext: (options.policy == Policy::Optional)
+                .then(|| Launcher::start(program, log))
+                .transpose()?,
+            secured: Launcher::start(program, log)?,
+        }),
+        (BackendChoice::Descriptor(number), _) => {
+            let fault = |error| {
+                Error::setup(
+                    format!("cannot use descriptor {number} as the backend (--backend-fd)"),
+                    reason(&error),
+                )
+            };
+            let descriptor = sys::own_descriptor(*number).map_err(fault)?;
+            let descriptor = sys::duplicate(descriptor.as_fd()).map_err(fault)?;
+            Ok(BackendSource::Descriptor(Backend {
+                channel: Channel::new(descriptor, None),
+                process: None,
+            }))
+        }
+        (BackendChoice::Program { .. }, None) => {
+            Err(Error::System("no program was prepared".to_owned()))
+        }
+    }
+}
+
+/// How each of the confined processes is to be confined.
+struct Plans {
+    keeper: Plan,
+    network: Plan,
+}
+
+impl Plans {
+    fn look_up(options: &Options, log: &Log) -> Result<Self, Error> {
+        let growth = if log.is_regular_file() {
+            FileGrowth::Allowed
+        } else {
+            FileGrowth::Forbidden
+        };
+        let plan = |confinement, file_growth| Plan {
+            confinement,
+            file_growth,
+            memory_limit: options.memory_limit,
+        };
+        match &options.separation {
+            Separation::Unprivileged => {
+                log.warning(
+                    "unprivileged: no chroot, and no users of their own for the network process, the keeper and the backend",
+                );
+                Ok(Self {
+                    keeper: plan(None, FileGrowth::Forbidden),
+                    network: plan(None, growth),
+                })
+            }
+            Separation::Full {
+                chroot,
+                group,
+                keeper_user,
+                user,
+            } => {
+                let network = Identity::look_up(user, group.as_deref(), "--user")?;
+                let keeper = Identity::look_up(keeper_user, None, "--keeper-user")?;
+                if network.user == keeper.user {
+                    return Err(Error::Setup(format!(
+                        "--user and --keeper-user are both uid {}: they must differ, or a hole in one opens the other",
+                        network.user
+                    )));
+                }
+                let root = sandbox::open_root(chroot)?;
+                let copy = sys::duplicate(root.as_fd())
+                    .map_err(|error| Error::system("cannot copy a descriptor", reason(&error)))?;
+                let confinement = |identity, root| Some(Confinement { identity, root });
+                Ok(Self {
+                    keeper: plan(confinement(keeper, copy), FileGrowth::Forbidden),
+                    network: plan(confinement(network, root), growth),
+                })
+            }
+        }
+    }
+}
