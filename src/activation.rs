@@ -48,10 +48,10 @@ pub(crate) enum Stderr {
 /// `main`, so a socket of ours cannot land on one.
 pub(crate) fn secure_stderr() -> io::Result<Stderr> {
     let stderr = io::stderr();
-    let is_channel = is_socket(stderr.as_fd()) || is_pipe(stderr.as_fd());
-    let is_clients = is_channel
+    // A shell's `2>&1 | less` makes fd 2 the same pipe as fd 1, but has no connection on fd 0.
+    let is_clients = is_channel(stderr.as_fd())
         && (sys::is_same_file(&stderr, io::stdin())
-            || sys::is_same_file(&stderr, io::stdout())
+            || (is_channel(io::stdin().as_fd()) && sys::is_same_file(&stderr, io::stdout()))
             || inherited_descriptor().is_some_and(|fd| is_inherited_same_file(fd, stderr.as_fd())));
     if is_clients {
         nix::unistd::dup2_stderr(dev_null()?)?;
@@ -177,7 +177,7 @@ fn take_inherited() -> Result<Option<OwnedFd>, Error> {
 fn take_standard() -> Result<Channel, Error> {
     let (stdin, stdout) = (io::stdin(), io::stdout());
     for (name, fd) in [("input", stdin.as_fd()), ("output", stdout.as_fd())] {
-        if !is_socket(fd) && !is_pipe(fd) {
+        if !is_channel(fd) {
             return Err(Error::Setup(format!(
                 "standard {name} is no connection: imap-tls is to be started by a superserver (systemd, xinetd, inetd, tcpserver)"
             )));
@@ -201,6 +201,10 @@ fn take_standard() -> Result<Channel, Error> {
         Some(copy(stdout.as_fd())?)
     };
     Ok(Channel::new(input, output))
+}
+
+fn is_channel(fd: BorrowedFd<'_>) -> bool {
+    is_socket(fd) || is_pipe(fd)
 }
 
 fn addresses(socket: BorrowedFd<'_>) -> Option<Addresses> {

@@ -279,10 +279,9 @@ pub(crate) fn parse(
 
 /// clap writes a paragraph for a terminal; a log wants its first sentence.
 fn one_line(text: &str) -> String {
-    let lines = text
-        .lines()
-        .map(str::trim)
-        .take_while(|line| !line.starts_with("Usage:"));
+    let lines = text.lines().map(str::trim).take_while(|line| {
+        !line.starts_with("Usage:") && !line.starts_with("For more information")
+    });
     let text = lines
         .filter(|line| !line.is_empty())
         .collect::<Vec<_>>()

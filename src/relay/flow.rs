@@ -222,7 +222,7 @@ impl<'a> Relay<'a> {
                 .log
                 .error("the keeper has ended: no TLS can be started on this connection");
             self.parts.keeper.release();
-            if let Phase::Cleartext(mut preauth) = &mut self.phase {
+            if let Phase::Cleartext(preauth) = &mut self.phase {
                 preauth.tls_unavailable();
             }
         }
