@@ -1,5 +1,5 @@
 //! The program: the whole story is in the library.
 
-fn main() -> std::process::ExitCode {
+fn main() {
     imap_tls::main()
 }

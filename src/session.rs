@@ -31,10 +31,13 @@ pub(crate) fn run() -> u8 {
 /// Help is for a terminal or a pager, never for a client.
 fn show(text: &str) -> u8 {
     let mut stdout = std::io::stdout();
-    if crate::channel::is_socket(stdout.as_fd()) || stdout.write_all(text.as_bytes()).is_err() {
-        return EXIT_SETUP;
-    }
-    0
+    let is_clients = crate::channel::is_socket(stdout.as_fd());
+    let is_shown = !is_clients
+        && stdout
+            .write_all(text.as_bytes())
+            .and_then(|()| stdout.flush())
+            .is_ok();
+    if is_shown { 0 } else { EXIT_SETUP }
 }
 
 /// The options make no sense, so the policy is not known either; port 993 is guessed by the word.

@@ -138,7 +138,7 @@ impl<'a> Relay<'a> {
     }
 
     pub(super) fn client_sent(&mut self, bytes: &[u8]) {
-        if self.is_closing || self.client_output == Direction::Ended {
+        if self.is_closing {
             return;
         }
         if !self.is_tls {
@@ -181,7 +181,7 @@ impl<'a> Relay<'a> {
         }
         self.client_input = Direction::Ended;
         self.deadlines.begin_ending(self.is_closing);
-        if self.is_closing || self.client_output == Direction::Ended {
+        if self.is_closing {
             return;
         }
         if matches!(self.phase, Phase::Handshake) {

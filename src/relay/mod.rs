@@ -299,9 +299,8 @@ impl Relay<'_> {
             Phase::Cleartext(preauth) | Phase::Secured(preauth) => preauth.wants_client_input(),
             Phase::Handshake | Phase::Opaque => true,
         };
-        let is_discarded = self.is_closing || self.client_output == Direction::Ended;
         let has_room = self.to_client.has_room() && self.to_backend.has_room();
-        self.client_input == Direction::Open && (is_discarded || (is_taken && has_room))
+        self.client_input == Direction::Open && (self.is_closing || (is_taken && has_room))
     }
 
     fn wants_backend(&self) -> bool {
@@ -318,7 +317,13 @@ impl Relay<'_> {
                     self.to_client.consume(count);
                     self.deadlines.postpone_ending(self.is_closing);
                 }
-                Err(error) => self.client_is_gone(&error),
+                Err(error) => {
+                    // What it sent before it left may still be unread, and is the backend's.
+                    self.report
+                        .ended(format!("client gone: {}", reason(&error)));
+                    self.to_client.clear();
+                    self.client_output_ended();
+                }
             }
         }
     }
@@ -351,10 +356,17 @@ impl Relay<'_> {
         match self.parts.client.receive(&mut scratch) {
             Ok(Received::Later) => {}
             Ok(Received::Bytes(count)) => {
-                self.client_sent(scratch.get(..count).unwrap_or_default())
+                self.deadlines.postpone_linger(self.backend_input);
+                self.client_sent(scratch.get(..count).unwrap_or_default());
             }
             Ok(Received::End) => self.client_ended(),
-            Err(error) => self.client_is_gone(&error),
+            Err(error) => {
+                self.report
+                    .ended(format!("client gone: {}", reason(&error)));
+                self.to_client.clear();
+                self.client_output = Direction::Ended;
+                self.client_ended();
+            }
         }
         self.scratch = scratch;
     }
@@ -406,14 +418,6 @@ impl Relay<'_> {
         }
     }
 
-    fn client_is_gone(&mut self, error: &io::Error) {
-        self.report.ended(format!("client gone: {}", reason(error)));
-        self.client_input = Direction::Ended;
-        self.client_output = Direction::Ended;
-        self.to_client.clear();
-        self.deadlines.begin_ending(self.is_closing);
-    }
-
     fn end_backend_input(&mut self) {
         if let Some(backend) = &mut self.backend {
             backend.channel.end_output();
@@ -431,6 +435,10 @@ impl Relay<'_> {
             return;
         }
         self.parts.client.end_output();
+        self.client_output_ended();
+    }
+
+    fn client_output_ended(&mut self) {
         self.client_output = Direction::Ended;
         self.deadlines.begin_ending(self.is_closing);
         self.deadlines.linger = Some(Instant::now() + LINGER_LIMIT);
@@ -494,6 +502,13 @@ impl Deadlines {
             ENDING_LIMIT
         };
         self.ending.get_or_insert_with(|| Instant::now() + limit);
+    }
+
+    /// A client that still sends to a backend that still reads is no client that forgot to close.
+    fn postpone_linger(&mut self, backend_input: Direction) {
+        if backend_input == Direction::Open && self.linger.is_some() {
+            self.linger = Some(Instant::now() + LINGER_LIMIT);
+        }
     }
 
     /// Progress buys time, except where we decided to end.

@@ -57,6 +57,7 @@ pub(crate) struct Confinement {
 pub(crate) fn enter(role: Role, plan: Plan, kept: &[BorrowedFd<'_>]) -> Result<Sandboxed, Error> {
     // Compiled first: the filter's tables need memory, which the limits may not leave.
     let program = filter::compile(role)?;
+    sys::empty_capability_bounding_set();
     if let Some(Confinement { identity, root }) = plan.confinement {
         change_root(root.as_fd())?;
         drop(root);

@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::libc;
-use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal};
 use nix::unistd::{ForkResult, Pid};
 
 /// Turns the `-1` of a system call into the error it set.
@@ -16,6 +16,15 @@ fn checked(result: libc::c_int) -> io::Result<libc::c_int> {
         Err(io::Error::last_os_error())
     } else {
         Ok(result)
+    }
+}
+
+/// The same for syscall(2), which returns a long, where only failure matters.
+fn checked_long(result: libc::c_long) -> io::Result<()> {
+    if result == -1 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
     }
 }
 
@@ -122,23 +131,53 @@ pub(crate) fn drop_all_capabilities() -> io::Result<()> {
     let none = [0_u32; 6];
     // SAFETY: capset reads one header and, for version 3, two data structures; both live through the call.
     let result = unsafe { libc::syscall(libc::SYS_capset, &raw const header, none.as_ptr()) };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
+    checked_long(result)
+}
+
+/// Empties the bounding set, as far as this process may: without `CAP_SETPCAP` it stays as the superserver left it, which
+/// no_new_privs makes worthless too.
+pub(crate) fn empty_capability_bounding_set() {
+    for capability in 0..libc::c_ulong::from(u64::BITS) {
+        // SAFETY: prctl takes integers here. An unknown capability, beyond the kernel's last, is the end of the list.
+        if unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) } == -1 {
+            return;
+        }
     }
 }
 
 /// Sets every signal to its default and unblocks them all: what a program expects to start with (signal(7)).
 pub(crate) fn reset_signals() -> io::Result<()> {
-    for number in 1..=libc::SIGRTMAX() {
-        if number != libc::SIGKILL && number != libc::SIGSTOP {
-            // SAFETY: SIG_DFL installs no function of ours. libc's own real-time signals are refused with EINVAL, which is right.
-            unsafe { libc::signal(number, libc::SIG_DFL) };
-        }
+    // As the kernel counts: libc hides the first real-time signals, and a superserver may have ignored those too.
+    const SIGNALS: libc::c_int = 64;
+    const SET_SIZE: usize = SIGNALS as usize / 8;
+    // `struct sigaction` of the kernel: handler, flags, restorer, mask, on every architecture no longer than this; all zero is
+    // SIG_DFL without flags. An empty signal set is all zero as well.
+    let zero = [0_u64; 8];
+    let nothing: *const u64 = std::ptr::null();
+    for number in (1..=SIGNALS).filter(|number| ![libc::SIGKILL, libc::SIGSTOP].contains(number)) {
+        // SAFETY: the kernel reads one action, which installs no function, and writes none back.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                number,
+                zero.as_ptr(),
+                nothing,
+                SET_SIZE,
+            )
+        };
+        checked_long(result)?;
     }
-    nix::sys::signal::sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;
-    Ok(())
+    // SAFETY: the kernel reads one signal set and writes none back.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_rt_sigprocmask,
+            libc::SIG_SETMASK,
+            zero.as_ptr(),
+            nothing,
+            SET_SIZE,
+        )
+    };
+    checked_long(result)
 }
 
 /// Sets one signal to its default, whatever the superserver had chosen.

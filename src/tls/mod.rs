@@ -48,6 +48,7 @@ pub(crate) struct Tls {
     /// Records, or parts of one, not yet worked on.
     incoming: Vec<u8>,
     resolver: Arc<Resolver>,
+    is_failed: bool,
     is_peer_closed: bool,
 }
 
@@ -86,6 +87,7 @@ impl Tls {
             connection,
             incoming: Vec::new(),
             resolver,
+            is_failed: false,
             is_peer_closed: false,
         })
     }
@@ -101,12 +103,7 @@ impl Tls {
         outgoing: &mut Vec<u8>,
     ) -> Result<Progress, Error> {
         self.incoming.extend_from_slice(bytes);
-        let result = self.work(plaintext, outgoing, |_, _| Ok(()));
-        if result.is_err() {
-            // What is left of the session is the alert that tells the client; there may be none.
-            let _ = self.encode_alert(outgoing);
-        }
-        result
+        self.work(plaintext, outgoing, |_, _| Ok(()))
     }
 
     /// Encrypts for the client: appends records to `outgoing`.
@@ -159,6 +156,9 @@ impl Tls {
         outgoing: &mut Vec<u8>,
         mut write: impl FnMut(WriteTraffic<'_>, &mut Vec<u8>) -> Result<(), Error>,
     ) -> Result<Progress, Error> {
+        if self.is_failed {
+            return Err(Error::General("the TLS session has failed".to_owned()));
+        }
         let mut used = 0;
         let result = loop {
             let rest = self.incoming.get_mut(used..).unwrap_or_default();
@@ -207,6 +207,11 @@ impl Tls {
                 Err(error) => break Err(error),
             }
         };
+        if result.is_err() {
+            self.is_failed = true;
+            // What is left of the session is the alert that tells the client; there may be none.
+            let _ = self.encode_alert(outgoing);
+        }
         self.incoming.drain(..used.min(self.incoming.len()));
         if self.incoming.is_empty() || self.is_peer_closed {
             // An idle session holds no buffer.
@@ -215,8 +220,10 @@ impl Tls {
         result
     }
 
+    /// After a fault: what is still to be sent, the alert last. The session reads nothing any more; where it has something to
+    /// send it says so before it looks at its input.
     fn encode_alert(&mut self, outgoing: &mut Vec<u8>) -> Result<(), Error> {
-        loop {
+        while self.connection.wants_write() {
             match self
                 .connection
                 .process_tls_records(&mut self.incoming)
@@ -226,6 +233,7 @@ impl Tls {
                 _ => return Ok(()),
             }
         }
+        Ok(())
     }
 
     /// What is known about the session once it is secure.
@@ -279,6 +287,51 @@ fn append(
                     "the TLS library asks for no more room than it has".to_owned(),
                 ));
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustls::pki_types::pem::PemObject as _;
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+    fn server() -> Tls {
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let key = PrivateKeyDer::from_pem_slice(made.key_pair.serialize_pem().as_bytes()).unwrap();
+        let key = ring::sign::any_supported_type(&key).unwrap();
+        let chain = vec![CertificateDer::from(made.cert.der().to_vec())];
+        Tls::new(CertifiedKey::new(chain, key)).unwrap()
+    }
+
+    #[test]
+    fn what_is_no_client_hello_gets_an_alert() {
+        for garbage in [
+            b"XXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXX\r\n".as_slice(),
+            b"a LOGIN u p\r\n",
+            &[0; 100],
+            &[0x16; 100],
+            &[0xff; 100],
+            b"\x16\x03\x01\x00\x05hello",
+            b"\x15\x03\x01\x00\x02\x02\x28",
+            b"\x17\x03\x03\x00\x05hello",
+            b"\x14\x03\x03\x00\x01\x01",
+        ] {
+            let (mut plaintext, mut outgoing) = (Vec::new(), Vec::new());
+            let mut server = server();
+            let result = server.receive(garbage, &mut plaintext, &mut outgoing);
+            assert!(result.is_err(), "{garbage:?}");
+            assert!(plaintext.is_empty());
+            // Nothing is done with a failed session, whatever comes.
+            assert!(
+                server
+                    .receive(garbage, &mut plaintext, &mut outgoing)
+                    .is_err()
+            );
+            assert!(
+                server.send(b"x", &mut outgoing).is_err() && server.close(&mut outgoing).is_err()
+            );
         }
     }
 }
