@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::children::BackendEnd;
 use super::ending::Direction;
-use super::{BackendSource, CLOSING_LIMIT, Relay};
+use super::{BackendSource, CLOSING_LIMIT, LINGER_OCTETS, Relay};
 use crate::backend::Backend;
 use crate::imap::{Action, CloseReason, Entry, Policy, Preauth};
 use crate::tls::{Facts, Progress};
@@ -64,6 +64,7 @@ impl<'a> Relay<'a> {
             backend_output: Direction::Absent,
             is_backend_running: false,
             is_closing: false,
+            discarded: 0,
             is_close_notify_sent: false,
             deadlines,
             report,
@@ -139,6 +140,10 @@ impl<'a> Relay<'a> {
 
     pub(super) fn client_sent(&mut self, bytes: &[u8]) {
         if self.is_closing {
+            self.discarded += bytes.len();
+            if self.discarded > LINGER_OCTETS {
+                self.client_input = Direction::Ended;
+            }
             return;
         }
         if !self.is_tls {

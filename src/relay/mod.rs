@@ -75,6 +75,8 @@ const READ_SIZE: usize = buffer::QUEUE_LIMIT;
 const IDLE: Duration = Duration::from_millis(200);
 /// How long a client may take to close after its last byte from us, so that our close is no reset that eats it.
 const LINGER_LIMIT: Duration = Duration::from_secs(2);
+/// How much it may still send meanwhile, to be thrown away; one that floods us may lose our last words to the reset.
+const LINGER_OCTETS: usize = 1024 * 1024;
 /// How long the rest may stand still once one side has ended: a backend that does not end, a client that does not read.
 const ENDING_LIMIT: Duration = Duration::from_secs(60);
 /// The same where we decided to end: there is a goodbye to deliver at most.
@@ -99,6 +101,8 @@ struct Relay<'a> {
     backend_output: Direction,
     is_backend_running: bool,
     is_closing: bool,
+    /// Octets from the client that were thrown away since.
+    discarded: usize,
     is_close_notify_sent: bool,
     deadlines: Deadlines,
     report: Report,
