@@ -233,9 +233,14 @@ struct Arguments {
     backend: Vec<OsString>,
 }
 
+/// The options as clap knows them.
+pub(crate) fn command_line() -> clap::Command {
+    Arguments::command()
+}
+
 /// The environment variables that are ours, and that a backend does not get.
 pub(crate) fn own_variables() -> Vec<String> {
-    let options = Arguments::command();
+    let options = command_line();
     let names = options
         .get_arguments()
         .filter_map(|argument| argument.get_env()?.to_str().map(str::to_owned));

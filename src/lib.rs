@@ -27,6 +27,11 @@ mod session;
 mod sys;
 mod tls;
 
+/// The options, for the man page and the shells' completions.
+pub fn command_line() -> clap::Command {
+    cli::command_line()
+}
+
 /// The program: serves the connection on standard input and output, and ends with the status that is handed on.
 pub fn main() -> ! {
     // At once: the runtime's own clean-up makes system calls that the sandbox has no reason to allow.

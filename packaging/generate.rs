@@ -1,0 +1,333 @@
+//! Writes the man page and the shells' completions to a directory, from the program's own options, so that they cannot drift from
+//! `--help`: `cargo run --example generate -- DIR`.
+#![allow(
+    clippy::print_stderr,
+    reason = "a tool for packagers: stderr is where its faults go"
+)]
+
+use std::io::Write;
+use std::path::Path;
+use std::process::ExitCode;
+use std::{env, fs, io};
+
+use clap_complete::Shell;
+use clap_mangen::Man;
+use clap_mangen::roff::{Roff, bold, italic, roman};
+
+fn main() -> ExitCode {
+    let Some(directory) = env::args_os().nth(1) else {
+        eprintln!("usage: generate DIR");
+        return ExitCode::from(100);
+    };
+    match generate(Path::new(&directory)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!(
+                "generate: cannot write to {}: {error}",
+                Path::new(&directory).display()
+            );
+            ExitCode::from(111)
+        }
+    }
+}
+
+fn generate(directory: &Path) -> io::Result<()> {
+    fs::create_dir_all(directory)?;
+    let mut page = Vec::new();
+    man_page(&mut page)?;
+    fs::write(directory.join("imap-tls.8"), page)?;
+    for shell in [Shell::Bash, Shell::Fish, Shell::Zsh] {
+        clap_complete::generate_to(shell, &mut imap_tls::command_line(), "imap-tls", directory)?;
+    }
+    Ok(())
+}
+
+fn man_page(out: &mut dyn Write) -> io::Result<()> {
+    let man = Man::new(imap_tls::command_line())
+        .section("8")
+        .manual("System Manager's Manual")
+        .title("IMAP-TLS");
+    man.render_title(out)?;
+    man.render_name_section(out)?;
+    synopsis().to_writer(out)?;
+    description().to_writer(out)?;
+    man.render_options_section(out)?;
+    for section in [
+        policies(),
+        processes(),
+        files(),
+        environment(),
+        exit_status(),
+        examples(),
+        security(),
+        see_also(),
+    ] {
+        section.to_writer(out)?;
+    }
+    Ok(())
+}
+
+fn section(title: &str) -> Roff {
+    let mut page = Roff::new();
+    page.control("SH", [title]);
+    page
+}
+
+/// Paragraphs of running text.
+fn paragraphs(page: &mut Roff, texts: &[&str]) {
+    for text in texts {
+        page.control("PP", []).text([roman(*text)]);
+    }
+}
+
+/// A list of terms, each with what it means.
+fn terms(page: &mut Roff, terms: &[(&str, &str)]) {
+    for (term, meaning) in terms {
+        page.control("TP", [])
+            .text([bold(*term)])
+            .text([roman(*meaning)]);
+    }
+}
+
+/// Lines as they are to be typed.
+fn example(page: &mut Roff, text: &str) {
+    page.control("PP", [])
+        .control("RS", ["4"])
+        .control("nf", []);
+    for line in text.lines() {
+        page.text([roman(line)]);
+    }
+    page.control("fi", []).control("RE", []);
+}
+
+fn synopsis() -> Roff {
+    let mut page = section("SYNOPSIS");
+    page.text([
+        bold("imap-tls"),
+        roman(" ["),
+        italic("OPTIONS"),
+        roman("] [--] "),
+        italic("BACKEND"),
+        roman(" ["),
+        italic("ARGS"),
+        roman("]..."),
+    ]);
+    page.control("br", []);
+    page.text([
+        bold("imap-tls"),
+        roman(" ["),
+        italic("OPTIONS"),
+        roman("] "),
+        bold("--backend-fd"),
+        roman(" "),
+        italic("N"),
+    ]);
+    page
+}
+
+fn description() -> Roff {
+    let mut page = section("DESCRIPTION");
+    paragraphs(
+        &mut page,
+        &[
+            "imap-tls gives TLS to an IMAP server that has none. A superserver (systemd, xinetd, inetd, tcpserver) accepts a \
+             connection and runs imap-tls with it on standard input and output, or in LISTEN_FDS. imap-tls starts BACKEND, the \
+             IMAP server, on one end of a socketpair, gives up every privilege, and speaks TLS with the client: STARTTLS (RFC \
+             3501, RFC 9051) on port 143, or TLS from the first byte on port 993.",
+            "Each option can also be set by an environment variable: IMAP_TLS_ and the option's name in capitals, as in \
+             IMAP_TLS_LOGIN_TIMEOUT=60. IMAP_TLS_BACKEND holds BACKEND and its arguments, split at white space. The command line \
+             wins. Users are given by name or number; neither may be root, and they must differ.",
+        ],
+    );
+    page
+}
+
+fn policies() -> Roff {
+    let mut page = section("POLICIES");
+    terms(
+        &mut page,
+        &[
+            (
+                "required",
+                "The default. Before TLS, imap-tls itself answers CAPABILITY, NOOP, ID, LOGOUT and STARTTLS, refuses LOGIN and \
+                 AUTHENTICATE with NO [PRIVACYREQUIRED], and does not start the backend. No byte that a client sends in clear \
+                 reaches it.",
+            ),
+            (
+                "optional",
+                "The backend is started at once and serves in clear, with STARTTLS added to its capabilities. At STARTTLS it is \
+                 ended, and another is started inside TLS, so that nothing from before has any effect. Somebody on the path can \
+                 hide STARTTLS from a client that does not insist on it.",
+            ),
+            (
+                "implicit",
+                "TLS with the first byte. The backend is started when TLS stands.",
+            ),
+        ],
+    );
+    page
+}
+
+fn processes() -> Roff {
+    let mut page = section("PROCESSES");
+    paragraphs(
+        &mut page,
+        &[
+            "The process that the superserver started becomes the network process: it enters its sandbox before it reads the \
+             first byte from the client. Before that it forks the keeper, which alone reads the private key, signs for one \
+             handshake and ends, and the launcher, which waits with the superserver's rights until TLS stands and then becomes \
+             the backend. The network process is the last to go and exits with the backend's status.",
+            "The sandbox: user and group of its own, no supplementary groups, no capabilities, an empty root directory, \
+             no_new_privs, limits on memory, files and processes, neither dumpable nor traceable, and a system call filter \
+             that ends the process for every call that is not on a short list.",
+        ],
+    );
+    page
+}
+
+fn files() -> Roff {
+    let mut page = section("FILES");
+    terms(
+        &mut page,
+        &[
+            (
+                "/var/lib/imap-tls/empty",
+                "The directory in which the network process and the keeper are confined: root's and empty.",
+            ),
+            (
+                "/dev/log",
+                "The system log, where standard error is the client's or was closed.",
+            ),
+        ],
+    );
+    paragraphs(
+        &mut page,
+        &[
+            "Certificate and key are read anew for each connection, so a renewed certificate needs no reload. The key must not be \
+           readable by everybody.",
+        ],
+    );
+    page
+}
+
+fn environment() -> Roff {
+    let mut page = section("ENVIRONMENT");
+    paragraphs(
+        &mut page,
+        &["The backend gets the superserver's environment, with these set:"],
+    );
+    terms(
+        &mut page,
+        &[
+            (
+                "PROTO, TCPREMOTEIP, TCPREMOTEPORT, TCPLOCALIP, TCPLOCALPORT, REMOTE_ADDR, REMOTE_PORT",
+                "The connection's addresses.",
+            ),
+            (
+                "SSL_PROTOCOL, SSL_CIPHER, SSL_TLS_SNI",
+                "After TLS: version, cipher suite, and the name that the client asked for.",
+            ),
+            (
+                "IMAP_TLS",
+                "1 after TLS; Courier takes it to mean that the session is secure.",
+            ),
+            ("USER, LOGNAME, HOME, SHELL", "Those of --backend-user."),
+        ],
+    );
+    paragraphs(
+        &mut page,
+        &[
+            "Removed are TCPREMOTEINFO, other variables that begin with SSL_ or LISTEN_, NOTIFY_SOCKET, WATCHDOG_PID, \
+           WATCHDOG_USEC, MAINPID, CREDENTIALS_DIRECTORY, and imap-tls's own options.",
+        ],
+    );
+    page
+}
+
+fn exit_status() -> Roff {
+    let mut page = section("EXIT STATUS");
+    terms(
+        &mut page,
+        &[
+            (
+                "the backend's",
+                "When there was a backend and it ended; 128 and the signal's number if one killed it.",
+            ),
+            (
+                "0",
+                "The client went away, or did something wrong, before there was one.",
+            ),
+            (
+                "100",
+                "Usage or set-up: the log line names the option that mends it.",
+            ),
+            ("111", "A temporary fault of the system."),
+        ],
+    );
+    page
+}
+
+fn examples() -> Roff {
+    let mut page = section("EXAMPLES");
+    paragraphs(
+        &mut page,
+        &["inetd, for GNU mailutils, on ports 143 and 993:"],
+    );
+    example(
+        &mut page,
+        "imap stream tcp nowait root /usr/sbin/imap-tls imap-tls --cert CERT --key KEY -- /usr/sbin/imap4d --inetd\n\
+         imaps stream tcp nowait root /usr/sbin/imap-tls imap-tls --tls implicit --cert CERT --key KEY -- /usr/sbin/imap4d --inetd",
+    );
+    paragraphs(&mut page, &["tcpserver, for Courier:"]);
+    example(
+        &mut page,
+        "tcpserver -v -R -H -l 0 -c 200 0 143 imap-tls --cert CERT --key KEY \\\n    /usr/lib/courier/courier/imaplogin /usr/bin/imapd Maildir",
+    );
+    paragraphs(
+        &mut page,
+        &["systemd, in a service with StandardInput=socket of a socket with Accept=yes:"],
+    );
+    example(
+        &mut page,
+        "ExecStart=-/usr/sbin/imap-tls --cert CERT --key KEY -- /usr/sbin/imap4d --inetd",
+    );
+    paragraphs(&mut page, &["What a client sees:"]);
+    example(
+        &mut page,
+        "openssl s_client -starttls imap -connect HOST:143\ncurl --ssl-reqd -u USER imap://HOST/INBOX",
+    );
+    page
+}
+
+fn security() -> Roff {
+    let mut page = section("SECURITY CONSIDERATIONS");
+    paragraphs(
+        &mut page,
+        &[
+            "A hole in the TLS code gives an attacker an empty directory, an unused user and a handful of system calls: what \
+             passes through that one connection, but no private key, no root, no files and no other connection.",
+            "Bytes that follow STARTTLS in the same segment go to the TLS engine, where anything but a ClientHello ends the \
+             connection (CVE-2011-0411 and its kin). Faults of the set-up are found before the first byte is read, logged, and \
+             answered with BYE [UNAVAILABLE]; there is no way back to clear text.",
+            "The superserver must bound the number of connections.",
+        ],
+    );
+    page
+}
+
+fn see_also() -> Roff {
+    let mut page = section("SEE ALSO");
+    page.text([
+        bold("systemd.socket"),
+        roman("(5), "),
+        bold("xinetd.conf"),
+        roman("(5), "),
+        bold("inetd"),
+        roman("(8), "),
+        bold("tcpserver"),
+        roman("(1), "),
+        bold("imap4d"),
+        roman("(8)"),
+    ]);
+    page
+}
