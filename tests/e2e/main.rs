@@ -1,0 +1,59 @@
+//! End-to-end tests: the built program between real superservers, clients and IMAP servers, and between scripted ones.
+//!
+//! One test binary, so that it is linked once and its tests run in parallel. Started with `--play-backend` it is the scripted IMAP
+//! server of its own tests. Run it as root to run everything: `tests/run` also installs the Debian packages that tests need.
+//! Variables: E2E_PROGRAM (another built program), E2E_TOOLS (a tree of unpacked packages), E2E_BULK_MIB (size of bulk transfers),
+//! E2E_IGNORE_NOTHING (a test that cannot run fails).
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stderr,
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    missing_docs,
+    unreachable_pub,
+    dead_code,
+    unused_imports,
+    reason = "these are tests: a panic is how they fail, and not every test file uses every part of the harness"
+)]
+
+mod activation;
+mod harness;
+mod interop;
+mod limits;
+mod process;
+mod relay;
+mod setup;
+mod starttls;
+mod transcripts;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().collect();
+    if arguments
+        .get(1)
+        .is_some_and(|argument| argument == harness::backend::PLAY)
+    {
+        return harness::backend::play(&arguments[2..]);
+    }
+    let options = libtest_mimic::Arguments::from_args();
+    harness::sys::reserve_low_descriptors();
+    harness::sys::become_subreaper();
+    let _run = harness::dir::begin_run();
+    let tests = [
+        activation::tests(),
+        interop::tests(),
+        process::tests(),
+        relay::tests(),
+        setup::tests(),
+        starttls::tests(),
+        limits::tests(),
+        transcripts::tests(),
+    ];
+    let conclusion = libtest_mimic::run(&options, tests.into_iter().flatten().collect());
+    conclusion.exit_code()
+}

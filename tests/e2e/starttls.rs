@@ -1,0 +1,601 @@
+//! STARTTLS: where it is accepted, where it is refused, and that nothing from before TLS is executed, answered or forwarded after
+//! it. The old holes are CVE-2011-0411, CVE-2021-38542, CVE-2022-28220 and their kin (README, "Old STARTTLS holes").
+
+use crate::harness::*;
+use libtest_mimic::Trial;
+use rustls::version::{TLS12, TLS13};
+use std::time::Duration;
+
+pub fn tests() -> Vec<Trial> {
+    let mut tests = vec![
+        test(
+            "starttls: required accepts it after everything that may come before",
+            &[],
+            required_orderings,
+        ),
+        test(
+            "starttls: optional accepts it after everything that may come before",
+            &[],
+            optional_orderings,
+        ),
+        test(
+            "starttls: in TLS, after STARTTLS and on an implicit port, it is BAD and the session goes on",
+            &[],
+            refused_in_tls,
+        ),
+        test(
+            "starttls: in optional, after a login in clear, it is the backend's to refuse",
+            &[],
+            after_login,
+        ),
+        test(
+            "starttls: a backend that greets PREAUTH is never shown in clear under required",
+            &[],
+            preauth_required,
+        ),
+        test(
+            "starttls: a backend that greets PREAUTH is passed on under implicit",
+            &[],
+            preauth_implicit,
+        ),
+        test(
+            "starttls: a backend that greets BYE is passed on inside TLS",
+            &[],
+            greeting_bye,
+        ),
+        test(
+            "starttls: a backend that writes nothing, half a line, or ends at once gives a BYE inside TLS",
+            &[],
+            no_greeting,
+        ),
+        test(
+            "starttls: optional starts a fresh backend for the TLS phase",
+            &[],
+            fresh_backend,
+        ),
+        test(
+            "starttls: a keeper that was killed turns STARTTLS into NO",
+            &[Need::Root],
+            keeper_killed,
+        ),
+        test(
+            "starttls: a keeper that is stopped makes the handshake fail in time",
+            &[Need::Root],
+            keeper_stopped,
+        ),
+        test(
+            "starttls: ALPN imap or none is accepted, anything else refused",
+            &[],
+            alpn,
+        ),
+        test(
+            "starttls: the groups that clients offer are taken, the post-quantum one first",
+            &[],
+            groups,
+        ),
+        test(
+            "starttls: the backend is told about TLS and the client",
+            &[],
+            environment,
+        ),
+    ];
+    for policy in ["required", "optional"] {
+        for version in ["TLS 1.2", "TLS 1.3"] {
+            tests.push(test(
+                &format!("injection: {policy}, {version}: bytes after STARTTLS in one segment are never executed"),
+                &[],
+                move |test| injection(test, policy, version),
+            ));
+            tests.push(test(
+                &format!("injection: {policy}, {version}: a ClientHello in STARTTLS's segment is taken, cut anywhere"),
+                &[],
+                move |test| hello_in_one_segment(test, policy, version),
+            ));
+        }
+    }
+    tests
+}
+
+fn pki() -> &'static Pki {
+    Pki::of(Key::P256)
+}
+
+fn offer(version: &str) -> TlsOffer {
+    let versions = vec![if version == "TLS 1.2" { &TLS12 } else { &TLS13 }];
+    TlsOffer {
+        versions,
+        ..TlsOffer::new(pki())
+    }
+}
+
+fn secured(client: &mut Client) {
+    client.login();
+    assert!(client.command("z NOOP").is_ok());
+}
+
+fn required_orderings(test: &Test) {
+    let before: &[&[(&str, &str)]] = &[
+        &[],
+        &[("a NOOP", "OK")],
+        &[("a ID NIL", "OK"), ("b ID (\"name\" \"x\")", "OK")],
+        &[("a CAPABILITY", "OK"), ("b capability", "OK")],
+        &[("a LOGIN u sekret", "NO [PRIVACYREQUIRED]")],
+        &[
+            ("a AUTHENTICATE PLAIN", "NO [PRIVACYREQUIRED]"),
+            ("b AUTHENTICATE PLAIN AHUAc2VrcmV0", "NO [PRIVACYREQUIRED]"),
+        ],
+        &[
+            ("a SELECT INBOX", "BAD"),
+            ("b STARTTLS x", "BAD"),
+            ("c STARTTLSX", "BAD"),
+            ("d START", "BAD"),
+        ],
+        &[
+            ("a LOGIN u {6+}\r\nsekret", "NO [PRIVACYREQUIRED]"),
+            ("b NOOP", "OK"),
+        ],
+    ];
+    for commands in before {
+        for starttls in ["t]&1 STARTTLS", "t starttls", "t StArTtLs"] {
+            let mut session = Program::new(test).start();
+            let client = session.client();
+            assert!(client.greeting().contains(" STARTTLS LOGINDISABLED]"));
+            for (command, expected) in *commands {
+                let reply = client.command(command);
+                assert!(reply.status().starts_with(expected), "{command}: {reply:?}");
+            }
+            assert!(client.command(starttls).is_ok());
+            client.handshake(&TlsOffer::new(pki())).unwrap();
+            secured(client);
+            session.close_client();
+            session.wait();
+        }
+    }
+    for backend in test.record().backends() {
+        let received = backend.received_text();
+        assert!(
+            received.starts_with("login LOGIN "),
+            "the backend saw something from before TLS: {received}"
+        );
+    }
+}
+
+fn optional_orderings(test: &Test) {
+    let before: &[&[(&str, &str)]] = &[
+        &[],
+        &[("a NOOP", "OK")],
+        &[("a ID NIL", "OK")],
+        &[("a CAPABILITY", "OK"), ("b CAPABILITY", "OK")],
+        &[("a LOGIN u wrong", "NO")],
+        &[("a STARTTLS x", "BAD"), ("b NOOP", "OK")],
+    ];
+    for commands in before {
+        let mut session = Program::new(test).tls("optional").start();
+        let client = session.client();
+        client.greeting();
+        for (command, expected) in *commands {
+            let reply = client.command(command);
+            assert!(reply.status().starts_with(expected), "{command}: {reply:?}");
+            if command.contains("CAPABILITY") {
+                assert_eq!(reply.text().matches(" STARTTLS").count(), 1, "{reply:?}");
+            }
+        }
+        client.starttls(pki());
+        secured(client);
+        session.close_client();
+        session.wait();
+    }
+    // An aborted AUTHENTICATE, with STARTTLS as SASL data on the way, and pipelined commands whose answers come first.
+    let mut session = Program::new(test).tls("optional").start();
+    let client = session.client();
+    client.greeting();
+    client.send("a AUTHENTICATE PLAIN\r\n");
+    assert!(client.line().starts_with('+'));
+    client.send("*\r\n");
+    let aborted = client.line();
+    assert!(
+        aborted.starts_with("a BAD") || aborted.starts_with("a NO"),
+        "{aborted}"
+    );
+    client.send("b NOOP\r\nc NOOP\r\nd STARTTLS\r\n");
+    for tag in ["b", "c", "d"] {
+        assert!(client.line().starts_with(&format!("{tag} OK")));
+    }
+    client.handshake(&TlsOffer::new(pki())).unwrap();
+    secured(client);
+    session.close_client();
+    session.wait();
+    for backend in test.record().backends() {
+        assert!(
+            !backend.received_text().to_uppercase().contains("STARTTLS"),
+            "{}",
+            backend.received_text()
+        );
+    }
+}
+
+fn refused_in_tls(test: &Test) {
+    for policy in ["required", "implicit"] {
+        let mut session = Program::new(test).tls(policy).start();
+        let client = session.client();
+        if policy == "implicit" {
+            client.handshake(&TlsOffer::new(pki())).unwrap();
+            assert!(!client.greeting().contains("STARTTLS"));
+        } else {
+            client.greeting();
+            client.starttls(pki());
+        }
+        assert!(client.command("a STARTTLS").status().starts_with("BAD"));
+        let reply = client.command("b CAPABILITY");
+        assert!(
+            reply.is_ok() && !reply.text().contains("STARTTLS"),
+            "{reply:?}"
+        );
+        secured(client);
+        session.close_client();
+        session.wait();
+    }
+    for backend in test.record().backends() {
+        assert!(!backend.received_text().contains("STARTTLS"));
+    }
+}
+
+fn after_login(test: &Test) {
+    let mut session = Program::new(test).tls("optional").start();
+    let client = session.client();
+    client.greeting();
+    client.login();
+    let reply = client.command("a STARTTLS");
+    assert!(
+        reply.status().starts_with("BAD") || reply.status().starts_with("NO"),
+        "{reply:?}"
+    );
+    assert!(client.command("b NOOP").is_ok());
+    session.close_client();
+    session.wait();
+    assert_eq!(session.session_line()["tls"], "none");
+}
+
+fn preauth_required(test: &Test) {
+    let program = Program::new(test).play(&Backend::greeting("* PREAUTH welcome"));
+    let mut session = program.start();
+    let client = session.client();
+    assert!(client.greeting().starts_with("* OK "));
+    client.starttls(pki());
+    let (said, end) = client.read_to_end();
+    assert!(
+        said.starts_with(b"* BYE [UNAVAILABLE]"),
+        "{}",
+        String::from_utf8_lossy(&said)
+    );
+    assert_eq!(end, End::CloseNotify);
+    session.close_client();
+    session.wait();
+    assert!(
+        session
+            .log()
+            .contains("PREAUTH, which no client expects after STARTTLS: --tls implicit"),
+        "{}",
+        session.log()
+    );
+}
+
+fn preauth_implicit(test: &Test) {
+    let program = Program::new(test)
+        .tls("implicit")
+        .play(&Backend::greeting("* PREAUTH welcome"));
+    let mut session = program.start();
+    session.client().handshake(&TlsOffer::new(pki())).unwrap();
+    assert_eq!(session.client().greeting(), "* PREAUTH welcome");
+    session.close_client();
+    session.wait();
+}
+
+fn greeting_bye(test: &Test) {
+    for policy in ["required", "implicit"] {
+        let mut session = Program::new(test)
+            .tls(policy)
+            .play(&Backend::scenario("bye", &[]))
+            .start();
+        let client = session.client();
+        if policy == "required" {
+            client.greeting();
+            assert!(client.command("a STARTTLS").is_ok());
+        }
+        client.handshake(&TlsOffer::new(pki())).unwrap();
+        let (said, end) = client.read_to_end();
+        assert!(
+            said.starts_with(b"* BYE "),
+            "{}",
+            String::from_utf8_lossy(&said)
+        );
+        assert_eq!(end, End::CloseNotify);
+        session.close_client();
+        session.wait();
+    }
+}
+
+fn no_greeting(test: &Test) {
+    for (name, arguments) in [
+        ("half-line", &["exit"][..]),
+        ("exit", &["0"]),
+        ("exit", &["3"]),
+        ("signal", &["9"]),
+    ] {
+        for policy in ["required", "optional", "implicit"] {
+            let mut session = Program::new(test)
+                .tls(policy)
+                .play(&Backend::scenario(name, arguments))
+                .start();
+            let client = session.client();
+            match policy {
+                "required" => {
+                    client.greeting();
+                    client.starttls(pki());
+                }
+                "implicit" => client.handshake(&TlsOffer::new(pki())).unwrap(),
+                _ => {}
+            }
+            let (said, end) = client.read_to_end();
+            let said = String::from_utf8_lossy(&said).into_owned();
+            assert!(
+                said.starts_with("* BYE [UNAVAILABLE] ") && said.ends_with("\r\n"),
+                "{name}, {policy}: {said:?}"
+            );
+            assert_eq!(
+                end,
+                if policy == "optional" {
+                    End::Eof
+                } else {
+                    End::CloseNotify
+                }
+            );
+            session.close_client();
+            session.wait();
+            assert!(
+                session.session_line()["end"].contains("backend"),
+                "{}",
+                session.log()
+            );
+        }
+    }
+}
+
+/// ID, ENABLE and failed logins are remembered by a backend; none of that may come from before TLS (CVE-2021-37845).
+fn fresh_backend(test: &Test) {
+    let mut session = Program::new(test).tls("optional").start();
+    let client = session.client();
+    client.greeting();
+    assert!(client.command("a ID (\"from\" \"attacker\")").is_ok());
+    client.starttls(pki());
+    client.login();
+    assert!(client.command("b LOGOUT").is_ok());
+    session.close_client();
+    assert_eq!(session.wait_code(), 0);
+    let [clear, secured] = &test.record().backends()[..] else {
+        panic!("two backends")
+    };
+    assert!(clear.received_text().contains("attacker"));
+    assert!(
+        !secured.received_text().contains("attacker"),
+        "{}",
+        secured.received_text()
+    );
+    assert_eq!(secured.environment()["SSL_PROTOCOL"], "TLSv1.3");
+    assert!(!clear.environment().contains_key("SSL_PROTOCOL"));
+}
+
+fn keeper_killed(test: &Test) {
+    let mut session = Program::new(test).start();
+    session.client().greeting();
+    let keeper = session.processes().keeper.expect("a keeper");
+    session.kill(keeper, libc::SIGKILL);
+    session.wait_log("the keeper has ended");
+    let reply = session.client().command("a STARTTLS");
+    assert!(reply.status().starts_with("NO "), "{reply:?}");
+    assert!(session.client().command("b NOOP").is_ok());
+    assert!(
+        session
+            .client()
+            .command("c LOGIN u sekret")
+            .status()
+            .starts_with("NO [PRIVACYREQUIRED]")
+    );
+    session.close_client();
+    assert_eq!(session.wait_code(), 0);
+}
+
+fn keeper_stopped(test: &Test) {
+    let mut session = Program::new(test).start();
+    session.client().patience = Duration::from_secs(30);
+    session.client().greeting();
+    let keeper = session.processes().keeper.expect("a keeper");
+    session.kill(keeper, libc::SIGSTOP);
+    assert!(session.client().command("a STARTTLS").is_ok());
+    let failure = session
+        .client()
+        .handshake(&TlsOffer::new(pki()))
+        .unwrap_err();
+    session.kill(keeper, libc::SIGCONT);
+    session.close_client();
+    session.wait();
+    assert!(
+        session.log().contains("no signature from the keeper"),
+        "{failure}: {}",
+        session.log()
+    );
+    assert!(test.record().is_empty());
+}
+
+fn alpn(test: &Test) {
+    for (protocols, accepted) in [
+        (&[][..], true),
+        (&["imap"], true),
+        (&["h2", "imap"], true),
+        (&["h2", "http/1.1"], false),
+        (&["IMAP"], false),
+    ] {
+        for policy in ["required", "implicit"] {
+            let mut session = Program::new(test).tls(policy).start();
+            let client = session.client();
+            if policy == "required" {
+                client.greeting();
+                assert!(client.command("a STARTTLS").is_ok());
+            }
+            let alpn = protocols
+                .iter()
+                .map(|name| name.as_bytes().to_vec())
+                .collect();
+            let result = client.handshake(&TlsOffer {
+                alpn,
+                ..TlsOffer::new(pki())
+            });
+            assert_eq!(result.is_ok(), accepted, "{protocols:?}: {result:?}");
+            if accepted {
+                let expected = protocols.contains(&"imap").then_some(&b"imap"[..]);
+                assert_eq!(client.tls().alpn_protocol(), expected);
+            } else {
+                assert!(result.unwrap_err().contains("NoApplicationProtocol"));
+            }
+            session.close_client();
+            assert_eq!(session.wait_code(), 0);
+        }
+    }
+}
+
+fn groups(test: &Test) {
+    use rustls::crypto::aws_lc_rs::kx_group;
+    let all = TlsOffer::new(pki()).groups;
+    for (groups, expected) in [
+        (all, "X25519MLKEM768"),
+        (vec![kx_group::X25519, kx_group::SECP256R1], "X25519"),
+        // The client's first share is for another group, so a HelloRetryRequest may come or not.
+        (vec![kx_group::X25519, kx_group::X25519MLKEM768], "X25519"),
+        (vec![kx_group::SECP256R1], "secp256r1"),
+        (vec![kx_group::SECP384R1], "secp384r1"),
+    ] {
+        let mut session = Program::new(test).start();
+        let client = session.client();
+        client.greeting();
+        client.starttls_with(&TlsOffer {
+            groups,
+            ..TlsOffer::new(pki())
+        });
+        secured(client);
+        session.close_client();
+        session.wait();
+        assert!(
+            session.session_line()["group"].starts_with(expected),
+            "{}",
+            session.log()
+        );
+    }
+}
+
+fn environment(test: &Test) {
+    for (version, protocol) in [("TLS 1.2", "TLSv1.2"), ("TLS 1.3", "TLSv1.3")] {
+        for policy in ["required", "implicit"] {
+            let index = test.record().backends().len();
+            let program = Program::new(test)
+                .tls(policy)
+                .env("SSL_CLIENT_S_DN_CN", "forged")
+                .env("TCPREMOTEINFO", "forged")
+                .env("IMAP_TLS_REQUIRED", "couriers own")
+                .env("REMOTE_HOST", "client.example")
+                .env("IMAP_TLS_LOGIN_TIMEOUT", "100");
+            let mut session = program.start();
+            let client = session.client();
+            if policy == "required" {
+                client.greeting();
+                assert!(client.command("a STARTTLS").is_ok());
+            }
+            let offer = TlsOffer {
+                server_name: "MAIL.example".to_owned(),
+                ..offer(version)
+            };
+            client.handshake(&offer).unwrap();
+            client.login();
+            session.close_client();
+            session.wait();
+            let environment = test.record().backend(index).environment();
+            assert_eq!(environment["SSL_PROTOCOL"], protocol);
+            assert_eq!(environment["SSL_TLS_SNI"], "mail.example");
+            assert_eq!(environment["IMAP_TLS"], "1");
+            assert!(environment["SSL_CIPHER"].contains("GCM"), "{environment:?}");
+            assert_eq!(environment["TCPREMOTEIP"], "127.0.0.1");
+            assert_eq!(environment["REMOTE_ADDR"], "127.0.0.1");
+            assert_eq!(
+                format!("127.0.0.1:{}", environment["TCPREMOTEPORT"]),
+                session.peer
+            );
+            assert_eq!(environment["REMOTE_HOST"], "client.example");
+            assert_eq!(environment["IMAP_TLS_REQUIRED"], "couriers own");
+            for gone in [
+                "SSL_CLIENT_S_DN_CN",
+                "TCPREMOTEINFO",
+                "IMAP_TLS_LOGIN_TIMEOUT",
+            ] {
+                assert!(!environment.contains_key(gone), "{gone}");
+            }
+            assert_eq!(session.session_line()["sni"], "mail.example");
+        }
+    }
+}
+
+/// What an attacker puts behind STARTTLS, in the same segment.
+const INJECTED: &[&str] = &[
+    "b NOOP\r\n",
+    "b LOGIN u sekret\r\n",
+    "b CAPABILITY\r\nc LOGOUT\r\n",
+    "b ID (\"x\" \"injected\")\r\n",
+    "b AUTHENTICATE PLAIN\r\nAHUAc2VrcmV0\r\n",
+    "b STARTTLS\r\n",
+    "\r\n",
+    "b LOGIN {1}\r\n",
+];
+
+/// Alone, the injected bytes end the connection: they are no ClientHello. Sent before a good ClientHello they do too. In no case is
+/// one of them answered, executed or forwarded.
+fn injection(test: &Test, policy: &str, version: &str) {
+    for injected in INJECTED {
+        for with_hello in [false, true] {
+            let mut session = Program::new(test).tls(policy).start();
+            let client = session.client();
+            client.greeting();
+            let mut bytes = format!("a STARTTLS\r\n{injected}").into_bytes();
+            if with_hello {
+                bytes.extend(Client::client_hello(&offer(version)));
+            }
+            client.send_raw(bytes);
+            assert!(client.line().starts_with("a OK "));
+            client.shutdown();
+            let (rest, _) = client.read_to_end();
+            const ALERT: u8 = 21;
+            assert!(
+                rest.is_empty() || rest[0] == ALERT,
+                "{injected:?}: {:?}",
+                String::from_utf8_lossy(&rest)
+            );
+            session.close_client();
+            assert_eq!(session.wait_code(), 0, "{}", session.log());
+        }
+    }
+    for backend in test.record().backends() {
+        let received = backend.received_text();
+        assert!(received.is_empty(), "the backend got {received:?}");
+        assert!(!backend.environment().contains_key("SSL_PROTOCOL"));
+    }
+}
+
+/// RFC 9051's friendlier choice (REQUIREMENTS 4a): the rest of the segment is the beginning of the handshake.
+fn hello_in_one_segment(test: &Test, policy: &str, version: &str) {
+    for count in [0, 1, 2, 5, 6, 50, 100, usize::MAX] {
+        let mut session = Program::new(test).tls(policy).start();
+        let client = session.client();
+        client.greeting();
+        client.starttls_in_one_segment("a STARTTLS\r\n", &offer(version), count);
+        secured(client);
+        session.close_client();
+        session.wait();
+    }
+}
