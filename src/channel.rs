@@ -144,6 +144,14 @@ impl Channel {
         }
     }
 
+    /// Has TCP acknowledge at once what was received, not with the next data (`TCP_QUICKACK`, tcp(7)). No matter where there
+    /// is no TCP.
+    pub(crate) fn acknowledge_now(&self) {
+        if let Some(end) = self.input.as_ref().filter(|end| end.is_socket) {
+            crate::sys::acknowledge_now(end.fd.as_fd());
+        }
+    }
+
     /// Tells the peer that no more will come, and keeps reading: a half-close.
     pub(crate) fn end_output(&mut self) {
         if let Some(end) = self.output_end().filter(|end| end.is_socket) {

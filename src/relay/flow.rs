@@ -54,6 +54,7 @@ impl<'a> Relay<'a> {
             parts,
             phase,
             backend: None,
+            ended: Vec::new(),
             backend_unread: Vec::new(),
             to_client: super::Queue::default(),
             to_backend: super::Queue::default(),
@@ -100,6 +101,7 @@ impl<'a> Relay<'a> {
         self.backend_input = direction;
         self.backend_output = direction;
         self.backend = backend;
+        self.note_backend_end();
     }
 
     /// Asks the protocol core, where there is one, and does what it says.
@@ -261,6 +263,8 @@ impl<'a> Relay<'a> {
     fn secure(&mut self) {
         self.deadlines.handshake = None;
         self.parts.keeper.release();
+        // A client that waits for this before it sends its next command (Nagle's algorithm) waits 40 ms without.
+        self.parts.client.acknowledge_now();
         let facts = self.parts.tls.facts();
         self.parts.log.debug(format!("secure: {facts}"));
         let is_kept = matches!(self.parts.backend, BackendSource::Descriptor(_))

@@ -13,7 +13,9 @@ use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags};
+use nix::unistd::Pid;
 
+use children::BackendEnd;
 pub(crate) use children::Children;
 pub(crate) use flow::Report;
 
@@ -89,6 +91,8 @@ struct Relay<'a> {
     /// Whether what passes between the client and us is TLS.
     is_tls: bool,
     backend: Option<Backend>,
+    /// Child processes that have been reaped.
+    ended: Vec<(Pid, BackendEnd)>,
     /// What a backend that is kept across STARTTLS wrote too late for the cleartext phase.
     backend_unread: Vec<u8>,
     to_client: Queue,
@@ -406,19 +410,21 @@ impl Relay<'_> {
 
     fn read_signals(&mut self) {
         let news = self.parts.children.news();
-        for (process, end) in news.ended {
-            if self
-                .backend
-                .as_ref()
-                .is_some_and(|backend| backend.process == Some(process))
-            {
-                self.is_backend_running = false;
-                self.report.backend_end = Some(end);
-                self.deadlines.begin_ending(self.is_closing);
-            }
-        }
+        self.ended.extend(news.ended);
+        self.note_backend_end();
         if news.is_terminated {
             self.close("terminated", Some("the server is going down"));
+        }
+    }
+
+    /// The backend may have ended as a launcher, before it was told to start.
+    fn note_backend_end(&mut self) {
+        let process = self.backend.as_ref().and_then(|backend| backend.process);
+        let end = self.ended.iter().find(|(ended, _)| Some(*ended) == process);
+        if let Some((_, end)) = end {
+            self.is_backend_running = false;
+            self.report.backend_end = Some(*end);
+            self.deadlines.begin_ending(self.is_closing);
         }
     }
 
@@ -476,10 +482,9 @@ impl Relay<'_> {
     fn stop_waiting(&mut self) {
         self.deadlines.ending = None;
         if self.is_backend_running {
-            let seconds = ENDING_LIMIT.as_secs();
-            self.parts.log.warning(format!(
-                "the backend did not end within {seconds} s of the connection's end"
-            ));
+            self.parts
+                .log
+                .warning("the backend does not end with the connection: it is left behind");
         }
         self.is_backend_running = false;
         self.to_client.clear();

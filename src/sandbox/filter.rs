@@ -22,11 +22,8 @@ struct Rule {
 /// What must hold for the arguments.
 enum Argument {
     Any,
-    /// Argument `index` is `value`, in all its 64 bits.
-    Is {
-        index: u8,
-        value: u64,
-    },
+    /// Each argument has its value, in all 64 bits.
+    Are(&'static [(u8, u64)]),
     /// Argument `index` has none of the bits in `mask`.
     Lacks {
         index: u8,
@@ -59,10 +56,7 @@ const COMMON: &[Rule] = &[
     #[cfg(debug_assertions)]
     Rule {
         call: libc::SYS_fcntl,
-        argument: Argument::Is {
-            index: 1,
-            value: libc::F_GETFD as u64,
-        },
+        argument: Argument::Are(&[(1, libc::F_GETFD as u64)]),
         why: "debug builds of std look whether a descriptor is open before they close it",
     },
     allow(libc::SYS_getrandom, "keys and nonces"),
@@ -95,7 +89,7 @@ const COMMON: &[Rule] = &[
     ),
     Rule {
         call: libc::SYS_sendto,
-        argument: Argument::Is { index: 4, value: 0 },
+        argument: Argument::Are(&[(4, 0)]),
         why: "sockets and syslog are written to, connected ones only: no address may be given",
     },
     allow(libc::SYS_write, "stderr"),
@@ -103,6 +97,14 @@ const COMMON: &[Rule] = &[
 
 const NETWORK: &[Rule] = &[
     allow(libc::SYS_read, "signals, and a client or backend on pipes"),
+    Rule {
+        call: libc::SYS_setsockopt,
+        argument: Argument::Are(&[
+            (1, libc::IPPROTO_TCP as u64),
+            (2, libc::TCP_QUICKACK as u64),
+        ]),
+        why: "the end of the handshake is acknowledged at once",
+    },
     allow(libc::SYS_shutdown, "half-close"),
     allow(libc::SYS_wait4, "the keeper's and the backend's ends"),
 ];
@@ -139,14 +141,26 @@ pub(crate) fn compile(role: Role) -> Result<BpfProgram, Error> {
 impl Rule {
     /// No rule means that any arguments will do.
     fn conditions(&self) -> Result<Vec<SeccompRule>, seccompiler::BackendError> {
-        let (index, operator, value) = match self.argument {
+        let conditions: Result<Vec<_>, _> = match self.argument {
             Argument::Any => return Ok(Vec::new()),
-            Argument::Is { index, value } => (index, SeccompCmpOp::Eq, value),
-            Argument::Lacks { index, mask } => (index, SeccompCmpOp::MaskedEq(mask), 0),
+            Argument::Are(values) => values
+                .iter()
+                .map(|(index, value)| condition(*index, SeccompCmpOp::Eq, *value))
+                .collect(),
+            Argument::Lacks { index, mask } => {
+                condition(index, SeccompCmpOp::MaskedEq(mask), 0).map(|condition| vec![condition])
+            }
         };
-        let condition = SeccompCondition::new(index, SeccompCmpArgLen::Qword, operator, value)?;
-        Ok(vec![SeccompRule::new(vec![condition])?])
+        Ok(vec![SeccompRule::new(conditions?)?])
     }
+}
+
+fn condition(
+    index: u8,
+    operator: SeccompCmpOp,
+    value: u64,
+) -> Result<SeccompCondition, seccompiler::BackendError> {
+    SeccompCondition::new(index, SeccompCmpArgLen::Qword, operator, value)
 }
 
 /// Puts the filter on for the rest of this process's life.

@@ -69,6 +69,22 @@ pub(crate) fn discard_input(socket: BorrowedFd<'_>, most: usize) -> io::Result<u
     usize::try_from(count).map_err(|_| io::Error::last_os_error())
 }
 
+/// Sets `TCP_QUICKACK` (tcp(7)), which nix lacks; a socket that is no TCP one stays as it is.
+pub(crate) fn acknowledge_now(socket: BorrowedFd<'_>) {
+    let on: libc::c_int = 1;
+    const SIZE: libc::socklen_t = 4;
+    // SAFETY: the kernel reads one integer, which lives through the call.
+    unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_QUICKACK,
+            (&raw const on).cast(),
+            SIZE,
+        );
+    }
+}
+
 /// Closes every descriptor from 3 up that is not in `kept`.
 ///
 /// # Errors

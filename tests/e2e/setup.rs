@@ -10,7 +10,7 @@ use std::time::Duration;
 /// A way to break a set-up, and what the log must say about it.
 struct Fault {
     name: &'static str,
-    breaks: fn(&Test, Program) -> Program,
+    breaks: Change,
     says: &'static [&'static str],
 }
 
@@ -331,8 +331,11 @@ const ROOT_FAULTS: &[Fault] = &[
     },
 ];
 
+/// What a test does to a set-up.
+type Change = fn(&Test, Program) -> Program;
+
 /// Sessions that must work though something about them is unusual.
-const UNUSUAL: &[(&str, fn(&Test, Program) -> Program)] = &[
+const UNUSUAL: &[(&str, Change)] = &[
     (
         "a key that its group can read, as Debian's snakeoil key is",
         |test, program| program.option("--key", key_with_mode(test, 0o640)),

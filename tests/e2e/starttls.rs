@@ -59,6 +59,11 @@ pub fn tests() -> Vec<Trial> {
             keeper_killed,
         ),
         test(
+            "starttls: a launcher that was killed gives a BYE inside TLS and no wait",
+            &[Need::Root],
+            launcher_killed,
+        ),
+        test(
             "starttls: a keeper that is stopped makes the handshake fail in time",
             &[Need::Root],
             keeper_stopped,
@@ -598,4 +603,21 @@ fn hello_in_one_segment(test: &Test, policy: &str, version: &str) {
         session.close_client();
         session.wait();
     }
+}
+
+fn launcher_killed(test: &Test) {
+    let mut session = Program::new(test).start();
+    session.client().greeting();
+    let launcher = session.processes().launcher.expect("a launcher");
+    session.kill(launcher, libc::SIGKILL);
+    let client = session.client();
+    client.starttls(pki());
+    let (said, end) = client.read_to_end();
+    assert!(said.starts_with(b"* BYE [UNAVAILABLE] "));
+    assert_eq!(end, End::CloseNotify);
+    session.close_client();
+    session.wait();
+    assert_eq!(session.session_line()["backend"], "SIGKILL");
+    let seconds: f64 = session.session_line()["seconds"].parse().unwrap();
+    assert!(seconds < 5.0, "{}", session.log());
 }

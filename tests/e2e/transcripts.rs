@@ -30,9 +30,15 @@ pub fn tests() -> Vec<Trial> {
         for cut in [Cut::Whole, Cut::Bytes] {
             let name = file.file_stem().unwrap().to_string_lossy().into_owned();
             let file = file.clone();
+            // Only root can tell which process is the keeper.
+            let needs: &[Need] = if name.contains("tls-unavailable") {
+                &[Need::Root]
+            } else {
+                &[]
+            };
             tests.push(test(
                 &format!("transcript: {name}, {cut:?}"),
-                &[],
+                needs,
                 move |test| play(test, &file, cut),
             ));
         }
@@ -141,7 +147,7 @@ fn play(test: &Test, file: &Path, cut: Cut) {
     let mut backend = Client::on(ours);
     enter(&mut session, &mut backend, &policy);
     for (index, step) in steps.iter().enumerate() {
-        eprintln!("{}: {step:?}", file.display());
+        let _place = Place(file, step);
         match step {
             Step::Client(bytes) => match cut {
                 Cut::Whole => session.client().send(bytes),
@@ -184,6 +190,17 @@ fn play(test: &Test, file: &Path, cut: Cut) {
     drop(backend);
     session.close_client();
     assert_eq!(session.wait_code(), 0, "{}", session.log());
+}
+
+/// Says where in a transcript the test was, should it fail there.
+struct Place<'a>(&'a Path, &'a Step);
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}: {:?}", self.0.display(), self.1);
+        }
+    }
 }
 
 /// To the place where the transcript begins.
