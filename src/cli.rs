@@ -9,6 +9,7 @@ use std::time::Duration;
 use clap::builder::FalseyValueParser;
 use clap::{ArgAction, CommandFactory as _, Parser};
 
+use crate::check::Format;
 use crate::error::Error;
 use crate::imap::Policy;
 use crate::log::{Destination, Verbosity};
@@ -224,6 +225,9 @@ struct Arguments {
     )]
     quiet: bool,
 
+    /// Examine the set-up (=json for programs) and exit
+    #[arg(long, value_enum, hide_possible_values = true, num_args = 0..=1, require_equals = true, default_missing_value = "text", value_name = "FORMAT", help_heading = "Other")]
+    check: Option<Format>,
     /// Print this help
     #[arg(short, long, action = ArgAction::HelpShort, help_heading = "Other")]
     help: Option<bool>,
@@ -253,6 +257,8 @@ const BACKEND_VARIABLE: &str = "IMAP_TLS_BACKEND";
 /// What the command line asks for.
 #[derive(Debug)]
 pub(crate) enum Request {
+    /// Examine the set-up (`--check`): the options, or what is wrong with them.
+    Check(Result<Box<Options>, Error>, Format),
     /// Serve one connection.
     Serve(Box<Options>),
     /// Print this (`--help`, `--version`) and end.
@@ -267,19 +273,37 @@ pub(crate) fn parse(
     arguments: impl Iterator<Item = OsString>,
     is_root: bool,
 ) -> Result<Request, Error> {
-    use clap::error::ErrorKind;
-    match Arguments::try_parse_from(arguments) {
-        Ok(arguments) => Ok(Request::Serve(Box::new(arguments.check(is_root)?))),
-        Err(error)
-            if matches!(
-                error.kind(),
-                ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
-            ) =>
-        {
+    use clap::error::ErrorKind::{DisplayHelp, DisplayVersion};
+    let arguments: Vec<OsString> = arguments.collect();
+    match Arguments::try_parse_from(&arguments) {
+        Ok(parsed) => match (parsed.check, parsed.validate(is_root).map(Box::new)) {
+            (Some(format), options) => Ok(Request::Check(options, format)),
+            (None, options) => options.map(Request::Serve),
+        },
+        Err(error) if matches!(error.kind(), DisplayHelp | DisplayVersion) => {
             Ok(Request::Show(error.to_string()))
         }
-        Err(error) => Err(Error::Usage(one_line(&error.to_string()))),
+        Err(error) => {
+            let error = Error::Usage(one_line(&error.to_string()));
+            match check_format(&arguments) {
+                Some(format) => Ok(Request::Check(Err(error), format)),
+                None => Err(error),
+            }
+        }
     }
+}
+
+/// Whether `--check` is asked for by a command line that cannot be read as a whole.
+fn check_format(arguments: &[OsString]) -> Option<Format> {
+    let mut options = arguments
+        .iter()
+        .skip(1)
+        .take_while(|argument| *argument != "--");
+    options.find_map(|option| match option.to_str()? {
+        "--check" | "--check=text" => Some(Format::Text),
+        "--check=json" => Some(Format::Json),
+        _ => None,
+    })
 }
 
 /// clap writes a paragraph for a terminal; a log wants its first sentence.
@@ -296,7 +320,7 @@ fn one_line(text: &str) -> String {
 }
 
 impl Arguments {
-    fn check(self, is_root: bool) -> Result<Options, Error> {
+    fn validate(self, is_root: bool) -> Result<Options, Error> {
         let required = |file: Option<PathBuf>, option, what| {
             file.ok_or_else(|| Error::Usage(format!("no {what}: name its file with {option}")))
         };
@@ -427,6 +451,7 @@ mod tests {
         let words = format!("imap-tls {words}");
         match parse(words.split_whitespace().map(OsString::from), is_root) {
             Ok(Request::Serve(options)) => Ok(*options),
+            Ok(Request::Check(..)) => Err("--check".to_owned()),
             Ok(Request::Show(text)) => Err(text),
             Err(error) => Err(error.to_string()),
         }

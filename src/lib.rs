@@ -16,6 +16,7 @@
 mod activation;
 mod backend;
 mod channel;
+mod check;
 mod cli;
 mod error;
 pub mod imap;

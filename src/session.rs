@@ -7,12 +7,13 @@ use std::time::Duration;
 use crate::activation::{self, Connection, Stderr};
 use crate::backend::{Backend, Launcher, Program};
 use crate::channel::Channel;
+use crate::check::{self, check};
 use crate::cli::{self, BackendChoice, Options, Request, Separation};
 use crate::error::{EXIT_SETUP, Error, reason};
 use crate::imap::Policy;
 use crate::keeper::{KeeperClient, KeeperFiles};
 use crate::log::{Destination, Log, Verbosity};
-use crate::relay::{self, BackendSource, Children, Parts, Report};
+use crate::relay::{self, BackendSource, Children, Parts};
 use crate::sandbox::{self, Confinement, FileGrowth, Identity, Plan, Role};
 use crate::sys;
 use crate::tls::Tls;
@@ -23,6 +24,13 @@ pub(crate) fn run() -> u8 {
     let stderr = activation::secure_stderr().unwrap_or(Stderr::Unusable);
     match cli::parse(std::env::args_os(), nix::unistd::geteuid().is_root()) {
         Ok(Request::Serve(options)) => serve(&options, stderr),
+        Ok(Request::Check(options, format)) => {
+            let report = options.map_or_else(
+                |error| check::Report::of_usage(&error),
+                |options| check(&options),
+            );
+            show(&report.write(format)).max(report.exit_status())
+        }
         Ok(Request::Show(text)) => show(&text),
         Err(error) => refuse(&error, stderr),
     }
@@ -93,7 +101,11 @@ fn serve(options: &Options, stderr: Stderr) -> u8 {
 }
 
 /// Everything that needs privileges, then the sandbox, then the client.
-fn session(options: &Options, log: &Log, connection: &mut Connection) -> Result<Report, Error> {
+fn session(
+    options: &Options,
+    log: &Log,
+    connection: &mut Connection,
+) -> Result<relay::Report, Error> {
     Children::expect()?;
     let plans = Plans::look_up(options, log)?;
     let program = match &options.backend {
@@ -222,12 +234,7 @@ impl Plans {
             } => {
                 let network = Identity::look_up(user, group.as_deref(), "--user")?;
                 let keeper = Identity::look_up(keeper_user, None, "--keeper-user")?;
-                if network.user == keeper.user {
-                    return Err(Error::Setup(format!(
-                        "--user and --keeper-user are both uid {}: they must differ, or a hole in one opens the other",
-                        network.user
-                    )));
-                }
+                sandbox::check_distinct(network, keeper)?;
                 let root = sandbox::open_root(chroot)?;
                 let copy = sys::duplicate(root.as_fd())
                     .map_err(|error| Error::system("cannot copy a descriptor", reason(&error)))?;

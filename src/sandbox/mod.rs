@@ -82,6 +82,20 @@ fn change_root(root: BorrowedFd<'_>) -> Result<(), Error> {
         .map_err(|error| Error::system("cannot change the root directory (--chroot)", error.desc()))
 }
 
+/// Two users, so that a hole in one process does not open the other by ptrace(2) or kill(2).
+///
+/// # Errors
+/// `Setup` if they are one.
+pub(crate) fn check_distinct(network: Identity, keeper: Identity) -> Result<(), Error> {
+    if network.user != keeper.user {
+        return Ok(());
+    }
+    Err(Error::Setup(format!(
+        "--user and --keeper-user are both uid {}: they must differ, or a hole in one opens the other",
+        network.user
+    )))
+}
+
 /// Opens the directory to be confined in: root's, empty, and not writable by anybody else.
 ///
 /// # Errors

@@ -21,6 +21,7 @@
 )]
 
 mod activation;
+mod check;
 mod harness;
 mod interop;
 mod limits;
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
     let _run = harness::dir::begin_run();
     let tests = [
         activation::tests(),
+        check::tests(),
         interop::tests(),
         process::tests(),
         relay::tests(),

@@ -8,13 +8,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// A way to break a set-up, and what the log must say about it.
-struct Fault {
-    name: &'static str,
-    breaks: Change,
-    says: &'static [&'static str],
+pub struct Fault {
+    pub name: &'static str,
+    pub breaks: Change,
+    pub says: &'static [&'static str],
 }
 
-const FAULTS: &[Fault] = &[
+pub const FAULTS: &[Fault] = &[
     // Certificates.
     Fault {
         name: "a certificate that is not there",
@@ -250,7 +250,7 @@ const FAULTS: &[Fault] = &[
 ];
 
 /// Those that only root can have.
-const ROOT_FAULTS: &[Fault] = &[
+pub const ROOT_FAULTS: &[Fault] = &[
     Fault {
         name: "an unknown user",
         breaks: |_, program| program.option("--user", "no-such-user"),
@@ -332,7 +332,7 @@ const ROOT_FAULTS: &[Fault] = &[
 ];
 
 /// What a test does to a set-up.
-type Change = fn(&Test, Program) -> Program;
+pub type Change = fn(&Test, Program) -> Program;
 
 /// Sessions that must work though something about them is unusual.
 const UNUSUAL: &[(&str, Change)] = &[

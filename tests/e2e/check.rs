@@ -1,0 +1,213 @@
+//! `--check`: every bad set-up of setup.rs is found by it too, in the same words, without a connection; and some that a session
+//! would not mind, or would meet too late.
+
+use crate::harness::*;
+use crate::setup::{FAULTS, Fault, ROOT_FAULTS};
+use libtest_mimic::Trial;
+
+pub fn tests() -> Vec<Trial> {
+    let mut tests = vec![
+        test(
+            "check: a good set-up passes, in text and in JSON",
+            &[Need::Root],
+            good,
+        ),
+        test(
+            "check: a client on standard output does not get the report",
+            &[],
+            client,
+        ),
+    ];
+    for (faults, needs) in [(FAULTS, &[][..]), (ROOT_FAULTS, &[Need::Root][..])] {
+        // A descriptor is there in a session only.
+        for fault in faults
+            .iter()
+            .filter(|fault| fault.name != "a descriptor that is not open")
+        {
+            tests.push(test(
+                &format!("check: {} is found", fault.name),
+                needs,
+                |test| found(test, fault),
+            ));
+        }
+    }
+    for (name, level, change, says) in ADVICE {
+        tests.push(test(
+            &format!("check: {name} is pointed out"),
+            &[],
+            |test| {
+                advised(test, level, *change, says);
+            },
+        ));
+    }
+    tests
+}
+
+fn found(test: &Test, fault: &Fault) {
+    let output = (fault.breaks)(test, Program::new(test))
+        .flag("--check")
+        .run();
+    let report = String::from_utf8(output.stdout).unwrap();
+    let line = report
+        .lines()
+        .find(|line| fault.says.iter().all(|words| line.contains(words)));
+    let line = line.unwrap_or_else(|| panic!("no line with {:?} in: {report}", fault.says));
+    assert!(line.starts_with("error: "), "{line}");
+    assert_eq!(output.status.code(), Some(100), "{report}");
+}
+
+type Advice = (
+    &'static str,
+    &'static str,
+    fn(&Test, Program) -> Program,
+    &'static [&'static str],
+);
+
+const ADVICE: &[Advice] = &[
+    (
+        "a certificate that expires soon",
+        "warning",
+        |test, program| {
+            let pki = Pki::make(&test.path("pki"), Key::P256, |params| {
+                let day = std::time::Duration::from_secs(86_400);
+                params.not_after = (std::time::SystemTime::now() + 10 * day).into();
+            });
+            program.pki(&pki)
+        },
+        &["certificate: valid for", "more days", "renew it"],
+    ),
+    (
+        "a certificate without names",
+        "warning",
+        |test, program| {
+            let pki = Pki::make(&test.path("pki"), Key::P256, |params| {
+                params.subject_alt_names.clear()
+            });
+            program.pki(&pki)
+        },
+        &["it has no subjectAltName"],
+    ),
+    (
+        "a chain without its issuer",
+        "warning",
+        |_, program| program,
+        &["certificate chain: only our own certificate is in the file"],
+    ),
+    (
+        "a chain in the wrong order",
+        "error",
+        |test, program| {
+            let pki = Pki::of(Key::P256);
+            let read = |path| std::fs::read_to_string(path).unwrap();
+            let chain = test.path("chain.pem");
+            write_file(&chain, read(&pki.cert) + &read(&pki.cert), 0o644);
+            program.option("--cert", chain)
+        },
+        &["certificate chain:", "was issued by", "put our own first"],
+    ),
+    (
+        "a key that its group can read",
+        "warning",
+        |test, program| {
+            let key = test.path("key.pem");
+            write_file(&key, std::fs::read(&Pki::of(Key::P256).key).unwrap(), 0o640);
+            let _ = std::os::unix::fs::chown(&key, None, Some(61_005));
+            program.option("--key", key)
+        },
+        &["key file:", "can read it too (mode 0640)"],
+    ),
+    (
+        "a backend that greets PREAUTH under required",
+        "error",
+        |_, program| program.play(&Backend::greeting("* PREAUTH welcome")),
+        &["backend: it greets PREAUTH", "--tls implicit"],
+    ),
+    (
+        "a backend that says BYE",
+        "error",
+        |_, program| program.play(&Backend::scenario("bye", &[])),
+        &["backend: it says BYE"],
+    ),
+    (
+        "a backend that ends without a greeting",
+        "error",
+        |_, program| program.backend(["/bin/true"]),
+        &["'/bin/true' (BACKEND) ends without a greeting"],
+    ),
+    (
+        "a backend that is no IMAP server",
+        "error",
+        |_, program| program.backend(["/bin/echo", "hello\u{1b}[31m"]),
+        &["'/bin/echo' (BACKEND) says \"hello\\x1b[31m\", which is no IMAP greeting"],
+    ),
+    (
+        "a backend that says nothing",
+        "error",
+        |_, program| program.play(&Backend::scenario("silent", &[])),
+        &["(BACKEND) says nothing within 10 s"],
+    ),
+];
+
+fn advised(test: &Test, level: &str, change: fn(&Test, Program) -> Program, says: &[&str]) {
+    let output = change(test, Program::new(test)).flag("--check").run();
+    let report = String::from_utf8(output.stdout).unwrap();
+    let line = report
+        .lines()
+        .find(|line| says.iter().all(|words| line.contains(words)));
+    let line = line.unwrap_or_else(|| panic!("no line with {says:?} in: {report}"));
+    assert!(line.starts_with(&format!("{level}: ")), "{line}");
+    let is_error = report.lines().any(|line| line.starts_with("error: "));
+    assert_eq!(is_error, level == "error", "{report}");
+    assert_eq!(
+        output.status.code(),
+        Some(if is_error { 100 } else { 0 }),
+        "{report}"
+    );
+    test.record().release();
+}
+
+fn good(test: &Test) {
+    for policy in ["required", "optional", "implicit"] {
+        let output = Program::new(test).tls(policy).flag("--check").run();
+        let report = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(output.status.code(), Some(0), "{report}");
+        for expected in [
+            "ok: network process: ",
+            "ok: keeper: ",
+            "ok: chroot: ",
+            "ok: sandbox: chroot, ids, limits, no_new_privs and system call filter work",
+            "ok: certificate and key: they match",
+            "ok: certificate: it is for localhost, mail.example, 127.0.0.1, ::1",
+            "ok: backend: it greets: * OK ",
+        ] {
+            assert!(report.contains(expected), "{expected} is not in: {report}");
+        }
+        assert!(!report.contains("error: "), "{report}");
+    }
+    let output = Program::new(test).flag("--check=json").run();
+    let report = String::from_utf8(output.stdout).unwrap();
+    let findings: serde_json::Value = serde_json::from_str(&report).unwrap();
+    assert!(
+        findings
+            .as_array()
+            .unwrap()
+            .iter()
+            .all(|finding| finding["level"] != "error"),
+        "{report}"
+    );
+    assert!(
+        findings
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|finding| finding["subject"] == "sandbox")
+    );
+}
+
+fn client(test: &Test) {
+    let mut session = Program::new(test).flag("--check").start();
+    let (said, _) = session.client().read_to_end();
+    assert_eq!(said, b"");
+    session.close_client();
+    assert_eq!(session.wait_code(), 100);
+}
