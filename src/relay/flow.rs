@@ -4,8 +4,9 @@ use std::fmt;
 use std::time::Instant;
 
 use super::children::BackendEnd;
+use super::deadlines::Deadlines;
 use super::ending::Direction;
-use super::{BackendSource, CLOSING_LIMIT, LINGER_OCTETS, Relay};
+use super::{BackendSource, LINGER_OCTETS, Relay};
 use crate::backend::Backend;
 use crate::imap::{Action, CloseReason, Entry, Policy, Preauth};
 use crate::tls::{Facts, Progress};
@@ -37,11 +38,11 @@ pub(crate) struct Report {
 impl<'a> Relay<'a> {
     pub(super) fn new(parts: super::Parts<'a>) -> Self {
         let report = Report::new(parts.policy);
-        let deadlines = super::Deadlines {
+        let deadlines = Deadlines {
             handshake: (parts.policy == Policy::Implicit)
                 .then(|| report.start + parts.handshake_timeout),
             login: Some(report.start + parts.login_timeout),
-            ..super::Deadlines::default()
+            ..Deadlines::default()
         };
         let phase = match parts.policy {
             Policy::Implicit => Phase::Handshake,
@@ -337,9 +338,7 @@ impl<'a> Relay<'a> {
         self.report.ended(end.to_owned());
         self.is_closing = true;
         self.to_backend.clear();
-        self.deadlines.handshake = None;
-        self.deadlines.login = None;
-        self.deadlines.ending = Some(Instant::now() + CLOSING_LIMIT);
+        self.deadlines.begin_closing();
     }
 
     pub(super) fn finish(self) -> Report {

@@ -5,14 +5,15 @@
 
 mod buffer;
 mod children;
+mod deadlines;
 mod ending;
 mod flow;
+mod polling;
 
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
-use nix::poll::{PollFd, PollFlags};
 use nix::unistd::Pid;
 
 use children::BackendEnd;
@@ -28,8 +29,10 @@ use crate::log::Log;
 use crate::sandbox::Sandboxed;
 use crate::tls::Tls;
 use buffer::Queue;
+use deadlines::Deadlines;
 use ending::{Direction, Situation, Step};
 use flow::Phase;
+use polling::Source;
 
 /// Who will speak IMAP, and when.
 #[derive(Debug)]
@@ -73,16 +76,8 @@ impl BackendSource {
 
 /// How much is read at once: as much as a queue may hold.
 const READ_SIZE: usize = buffer::QUEUE_LIMIT;
-/// After this long without a byte, memory is given back.
-const IDLE: Duration = Duration::from_millis(200);
-/// How long a client may take to close after its last byte from us, so that our close is no reset that eats it.
-const LINGER_LIMIT: Duration = Duration::from_secs(2);
 /// How much it may still send meanwhile, to be thrown away; one that floods us may lose our last words to the reset.
 const LINGER_OCTETS: usize = 1024 * 1024;
-/// How long the rest may stand still once one side has ended: a backend that does not end, a client that does not read.
-const ENDING_LIMIT: Duration = Duration::from_secs(60);
-/// The same where we decided to end: there is a goodbye to deliver at most.
-const CLOSING_LIMIT: Duration = Duration::from_secs(10);
 
 /// One connection, from the first byte to the last.
 struct Relay<'a> {
@@ -112,32 +107,12 @@ struct Relay<'a> {
     report: Report,
 }
 
-/// When patience ends.
-#[derive(Debug, Default)]
-struct Deadlines {
-    ending: Option<Instant>,
-    handshake: Option<Instant>,
-    linger: Option<Instant>,
-    login: Option<Instant>,
-}
-
 /// Serves the client to the end of the session.
 pub(crate) fn relay(parts: Parts<'_>, _: &Sandboxed) -> Report {
     let mut relay = Relay::new(parts);
     relay.begin();
     relay.run();
     relay.finish()
-}
-
-/// A descriptor in the poll set, and whose it is.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Source {
-    BackendInput,
-    BackendOutput,
-    ClientInput,
-    ClientOutput,
-    Keeper,
-    Signals,
 }
 
 impl Relay<'_> {
@@ -211,110 +186,6 @@ impl Relay<'_> {
         }
         self.check_deadlines();
         Ok(())
-    }
-
-    /// The descriptors that have something for us; none when a deadline came first.
-    fn poll(&mut self) -> nix::Result<Vec<Source>> {
-        let deadline = self.deadlines.next();
-        let until = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        let holds_memory = !self.scratch.is_empty();
-        let timeout = if holds_memory {
-            Some(until.unwrap_or(IDLE).min(IDLE))
-        } else {
-            until
-        };
-        let sources = self.poll_for(timeout)?;
-        if sources.is_empty() && holds_memory {
-            self.give_back_memory();
-        }
-        Ok(sources)
-    }
-
-    fn poll_for(&self, timeout: Option<Duration>) -> nix::Result<Vec<Source>> {
-        let keeper = if self.is_tls {
-            None
-        } else {
-            Some(self.parts.keeper)
-        };
-        let with_keeper = |keeper: Option<BorrowedFd<'_>>| {
-            let wanted = self.wanted(keeper);
-            let mut fds: Vec<_> = wanted
-                .iter()
-                .map(|(_, fd, events)| PollFd::new(*fd, *events))
-                .collect();
-            nix::poll::ppoll(&mut fds, timeout.map(Into::into), None)?;
-            let is_ready = |fd: &PollFd<'_>| fd.revents().is_some_and(|events| !events.is_empty());
-            Ok(wanted
-                .iter()
-                .zip(&fds)
-                .filter(|(_, fd)| is_ready(fd))
-                .map(|((source, ..), _)| *source)
-                .collect())
-        };
-        match keeper.and_then(|keeper| keeper.with_descriptor(|fd| with_keeper(Some(fd)))) {
-            Some(sources) => sources,
-            None => with_keeper(None),
-        }
-    }
-
-    /// What is worth waiting for. A descriptor without interest is left out: poll would report its end again and again.
-    fn wanted<'b>(
-        &'b self,
-        keeper: Option<BorrowedFd<'b>>,
-    ) -> Vec<(Source, BorrowedFd<'b>, PollFlags)> {
-        let mut wanted = vec![(
-            Source::Signals,
-            self.parts.children.descriptor(),
-            PollFlags::POLLIN,
-        )];
-        // Only its end is of interest. First, so that a STARTTLS in the same round is answered knowing it.
-        wanted.extend(keeper.map(|fd| (Source::Keeper, fd, PollFlags::empty())));
-        let backend = self.backend.as_ref().map(|backend| &backend.channel);
-        let mut want = |source, fd: Option<BorrowedFd<'b>>, event, is_wanted: bool| {
-            wanted.extend(fd.filter(|_| is_wanted).map(|fd| (source, fd, event)));
-        };
-        let client = &*self.parts.client;
-        want(
-            Source::ClientInput,
-            client.input(),
-            PollFlags::POLLIN,
-            self.wants_client(),
-        );
-        want(
-            Source::ClientOutput,
-            client.output(),
-            PollFlags::POLLOUT,
-            !self.to_client.is_empty(),
-        );
-        want(
-            Source::BackendInput,
-            backend.and_then(Channel::input),
-            PollFlags::POLLIN,
-            self.wants_backend(),
-        );
-        want(
-            Source::BackendOutput,
-            backend.and_then(Channel::output),
-            PollFlags::POLLOUT,
-            !self.to_backend.is_empty(),
-        );
-        wanted
-    }
-
-    /// Backpressure: a side is read only while there is room for what it causes, on both sides.
-    fn wants_client(&self) -> bool {
-        let is_taken = match &self.phase {
-            Phase::Cleartext(preauth) | Phase::Secured(preauth) => preauth.wants_client_input(),
-            Phase::Handshake | Phase::Opaque => true,
-        };
-        let has_room = self.to_client.has_room() && self.to_backend.has_room();
-        self.client_input == Direction::Open && (self.is_closing || (is_taken && has_room))
-    }
-
-    fn wants_backend(&self) -> bool {
-        let is_discarded = self.client_output == Direction::Ended;
-        self.backend_output == Direction::Open
-            && (is_discarded || (self.to_client.has_room() && !self.is_closing))
     }
 
     fn flush_to_client(&mut self) {
@@ -451,7 +322,7 @@ impl Relay<'_> {
     fn client_output_ended(&mut self) {
         self.client_output = Direction::Ended;
         self.deadlines.begin_ending(self.is_closing);
-        self.deadlines.linger = Some(Instant::now() + LINGER_LIMIT);
+        self.deadlines.begin_linger();
     }
 
     fn check_deadlines(&mut self) {
@@ -493,37 +364,5 @@ impl Relay<'_> {
         self.client_output = Direction::Ended;
         self.backend_input = Direction::Ended;
         self.backend_output = Direction::Ended;
-    }
-}
-
-impl Deadlines {
-    fn next(&self) -> Option<Instant> {
-        [self.ending, self.handshake, self.linger, self.login]
-            .into_iter()
-            .flatten()
-            .min()
-    }
-
-    fn begin_ending(&mut self, is_closing: bool) {
-        let limit = if is_closing {
-            CLOSING_LIMIT
-        } else {
-            ENDING_LIMIT
-        };
-        self.ending.get_or_insert_with(|| Instant::now() + limit);
-    }
-
-    /// A client that still sends to a backend that still reads is no client that forgot to close.
-    fn postpone_linger(&mut self, backend_input: Direction) {
-        if backend_input == Direction::Open && self.linger.is_some() {
-            self.linger = Some(Instant::now() + LINGER_LIMIT);
-        }
-    }
-
-    /// Progress buys time, except where we decided to end.
-    fn postpone_ending(&mut self, is_closing: bool) {
-        if !is_closing && self.ending.is_some() {
-            self.ending = Some(Instant::now() + ENDING_LIMIT);
-        }
     }
 }

@@ -1,0 +1,111 @@
+//! The backend: started on a socketpair by its launcher, it must greet as an IMAP server does.
+
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags};
+
+use super::{Level, Report};
+use crate::backend::{Backend, Launcher, Program};
+use crate::channel::Received;
+use crate::cli::{BackendChoice, Options};
+use crate::error::Error;
+use crate::imap::Policy;
+use crate::log::{Destination, Escaped, Log, Verbosity};
+
+/// How long a backend may take to greet.
+const GREETING_LIMIT: Duration = Duration::from_secs(10);
+
+pub(super) fn check_backend(report: &mut Report, options: &Options) {
+    let BackendChoice::Program { command, user } = &options.backend else {
+        report.add(
+            Level::Ok,
+            "backend",
+            "a descriptor, which only a session has",
+        );
+        return;
+    };
+    let program = Program::prepare(command, user.as_deref(), None);
+    let name = command
+        .first()
+        .map(|name| name.to_string_lossy().into_owned())
+        .unwrap_or_default();
+    let Some(program) = report.take("backend", program, |_| format!("'{name}' can be executed"))
+    else {
+        return;
+    };
+    let log = Log::open(Destination::Stderr, Verbosity::Quiet, true);
+    let greeting =
+        Launcher::start(&program, &log).and_then(|launcher| greeting(launcher.go(None), &name));
+    let Some(greeting) = report.take("backend", greeting, |line| format!("it greets: {line}"))
+    else {
+        return;
+    };
+    let greeting = greeting.to_ascii_uppercase();
+    if greeting.starts_with("* PREAUTH") && options.policy != Policy::Implicit {
+        report.add(
+            Level::Error,
+            "backend",
+            "it greets PREAUTH, which no client expects after STARTTLS: use --tls implicit, or have it ask for a login",
+        );
+    } else if greeting.starts_with("* BYE") {
+        report.add(
+            Level::Error,
+            "backend",
+            "it says BYE instead of serving: its own log should tell why",
+        );
+    }
+}
+
+/// The first line that the backend says, which must be an IMAP greeting (RFC 9051 section 7.1).
+fn greeting(mut backend: Backend, name: &str) -> Result<String, Error> {
+    let deadline = Instant::now() + GREETING_LIMIT;
+    let mut line = Vec::new();
+    let mut buffer = [0; 512];
+    let ended = loop {
+        if line.contains(&b'\n') || line.len() > 8192 {
+            break false;
+        }
+        match backend.channel.receive(&mut buffer) {
+            Ok(Received::Bytes(count)) => {
+                line.extend_from_slice(buffer.get(..count).unwrap_or_default())
+            }
+            Ok(Received::Later) if Instant::now() < deadline => wait_for(&backend, deadline),
+            Ok(Received::Later) => break false,
+            Ok(Received::End) | Err(_) => break true,
+        }
+    };
+    // It sees end of file and ends in its own time.
+    backend.channel.end_output();
+    drop(backend);
+    let first = line
+        .split(|byte| *byte == b'\r' || *byte == b'\n')
+        .next()
+        .unwrap_or_default();
+    let text = Escaped(first).to_string();
+    let is_greeting = ["* OK", "* PREAUTH", "* BYE"]
+        .iter()
+        .any(|start| text.to_ascii_uppercase().starts_with(start));
+    match (is_greeting, ended) {
+        (true, _) => Ok(text),
+        (false, _) if !first.is_empty() => Err(Error::Setup(format!(
+            "'{name}' (BACKEND) says \"{text}\", which is no IMAP greeting: is it an IMAP server on standard input and output?"
+        ))),
+        (false, true) => Err(Error::Setup(format!(
+            "'{name}' (BACKEND) ends without a greeting: try it by hand, and look into its log"
+        ))),
+        (false, false) => Err(Error::Setup(format!(
+            "'{name}' (BACKEND) says nothing within {} s: does it serve standard input and output?",
+            GREETING_LIMIT.as_secs()
+        ))),
+    }
+}
+
+fn wait_for(backend: &Backend, deadline: Instant) {
+    let Some(input) = backend.channel.input() else {
+        return;
+    };
+    let mut poll = [PollFd::new(input, PollFlags::POLLIN)];
+    let left = deadline.saturating_duration_since(Instant::now());
+    // A spurious return is met by reading again.
+    let _ = nix::poll::ppoll(&mut poll, Some(left.into()), None);
+}

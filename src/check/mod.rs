@@ -1,0 +1,263 @@
+//! `--check`: looks at everything that could go wrong in this machine's real set-up, and says what to do; opens no connection.
+//!
+//! What serves a client is what is examined: the keeper reads and parses the files, the launcher starts the backend, and the
+//! sandbox is entered, by the same code.
+
+mod backend;
+mod keys;
+mod machine;
+
+use std::fmt;
+use std::path::Path;
+
+use crate::cli::{Options, Separation};
+use crate::error::{EXIT_SETUP, Error, reason};
+use crate::sandbox::{self, Confinement, FileGrowth, Identity, Plan, Role};
+use crate::sys;
+
+/// How the report is written.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
+pub(crate) enum Format {
+    /// An array of objects with `level`, `subject` and `text`.
+    Json,
+    /// A line for each finding.
+    Text,
+}
+
+/// How bad a finding is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Level {
+    Error,
+    Ok,
+    Warning,
+}
+
+impl Level {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::Ok => "ok",
+            Self::Warning => "warning",
+        }
+    }
+}
+
+/// One thing that was looked at.
+#[derive(Debug)]
+struct Finding {
+    level: Level,
+    subject: &'static str,
+    text: String,
+}
+
+/// All that was found.
+#[derive(Debug, Default)]
+pub(crate) struct Report(Vec<Finding>);
+
+impl Report {
+    fn add(&mut self, level: Level, subject: &'static str, text: impl fmt::Display) {
+        self.0.push(Finding {
+            level,
+            subject,
+            text: text.to_string(),
+        });
+    }
+
+    /// Takes a result apart: what went well is said with `praise`.
+    fn take<T>(
+        &mut self,
+        subject: &'static str,
+        result: Result<T, Error>,
+        praise: impl FnOnce(&T) -> String,
+    ) -> Option<T> {
+        match result {
+            Ok(value) => {
+                self.add(Level::Ok, subject, praise(&value));
+                Some(value)
+            }
+            Err(error) => {
+                self.add(Level::Error, subject, error);
+                None
+            }
+        }
+    }
+
+    /// The report of options that could not be read at all.
+    pub(crate) fn of_usage(error: &Error) -> Self {
+        let mut report = Self::default();
+        report.add(Level::Error, "options", error);
+        report
+    }
+
+    /// 100 if anything is wrong; warnings alone are not.
+    pub(crate) fn exit_status(&self) -> u8 {
+        if self.0.iter().any(|finding| finding.level == Level::Error) {
+            EXIT_SETUP
+        } else {
+            0
+        }
+    }
+
+    /// As it is printed.
+    pub(crate) fn write(&self, format: Format) -> String {
+        match format {
+            Format::Json => {
+                let findings = self.0.iter().map(|finding| {
+                    serde_json::json!({
+                        "level": finding.level.name(),
+                        "subject": finding.subject,
+                        "text": finding.text,
+                    })
+                });
+                format!("{:#}\n", serde_json::Value::Array(findings.collect()))
+            }
+            Format::Text => self
+                .0
+                .iter()
+                .map(
+                    |Finding {
+                         level,
+                         subject,
+                         text,
+                     }| format!("{}: {subject}: {text}\n", level.name()),
+                )
+                .collect(),
+        }
+    }
+}
+
+/// Examines the set-up.
+pub(crate) fn check(options: &Options) -> Report {
+    let mut report = Report::default();
+    let separation = check_separation(&mut report, &options.separation);
+    check_confinement(&mut report, separation.as_ref(), options.memory_limit);
+    keys::check_keys(&mut report, options, separation.as_ref());
+    backend::check_backend(&mut report, options);
+    machine::check_log(&mut report, options.destination);
+    machine::check_superserver(&mut report, options.policy);
+    report
+}
+
+/// Users and directory, as far as they are good.
+struct Found<'a> {
+    chroot: &'a Path,
+    keeper: Identity,
+    network: Identity,
+}
+
+fn check_separation<'a>(report: &mut Report, separation: &'a Separation) -> Option<Found<'a>> {
+    let (chroot, group, keeper_user, user) = match separation {
+        Separation::Full {
+            chroot,
+            group,
+            keeper_user,
+            user,
+        } => (chroot, group, keeper_user, user),
+        Separation::Unprivileged => {
+            report.add(
+                Level::Warning,
+                "separation",
+                "--unprivileged: no chroot, and no users of their own; start it as root for all of the protection",
+            );
+            return None;
+        }
+    };
+    let praise = |identity: &Identity| format!("uid {}, gid {}", identity.user, identity.group);
+    let network = Identity::look_up(user, group.as_deref(), "--user");
+    let network = report.take("network process", network, |found| {
+        format!("user '{user}': {}", praise(found))
+    });
+    let keeper = Identity::look_up(keeper_user, None, "--keeper-user");
+    let keeper = report.take("keeper", keeper, |found| {
+        format!("user '{keeper_user}': {}", praise(found))
+    });
+    let root = report.take("chroot", sandbox::open_root(chroot), |_| {
+        format!(
+            "'{}' is root's, empty, and nobody else's to write to",
+            chroot.display()
+        )
+    });
+    let (network, keeper) = (network?, keeper?);
+    if let Err(error) = sandbox::check_distinct(network, keeper) {
+        report.add(Level::Error, "separation", error);
+        return None;
+    }
+    root?;
+    Some(Found {
+        chroot,
+        keeper,
+        network,
+    })
+}
+
+impl Found<'_> {
+    fn plan(&self, identity: Identity, memory_limit: u64) -> Result<Plan, Error> {
+        let root = sandbox::open_root(self.chroot)?;
+        Ok(Plan {
+            confinement: Some(Confinement { identity, root }),
+            file_growth: FileGrowth::Forbidden,
+            memory_limit,
+        })
+    }
+}
+
+fn plan(
+    found: Option<&Found<'_>>,
+    who: fn(&Found<'_>) -> Identity,
+    memory_limit: u64,
+) -> Result<Plan, Error> {
+    match found {
+        Some(found) => found.plan(who(found), memory_limit),
+        None => Ok(Plan {
+            confinement: None,
+            file_growth: FileGrowth::Forbidden,
+            memory_limit,
+        }),
+    }
+}
+
+/// Enters the sandbox in a process of its own, which then ends.
+fn check_confinement(report: &mut Report, found: Option<&Found<'_>>, memory_limit: u64) {
+    use nix::sys::wait::{WaitStatus, waitpid};
+    const FAILED: u8 = 1;
+    let entered = plan(found, |found| found.network, memory_limit).and_then(|plan| {
+        let child = sys::fork_into(|| match sandbox::enter(Role::Network, plan, &[]) {
+            Ok(_) => 0,
+            Err(_) => FAILED,
+        });
+        let child = child.map_err(|error| Error::system("cannot start a process", reason(&error)))?;
+        match waitpid(child, None) {
+            Ok(WaitStatus::Exited(_, 0)) => Ok(()),
+            other => Err(Error::System(format!(
+                "the sandbox cannot be entered here ({other:?}): is seccomp there (CONFIG_SECCOMP_FILTER), and may \
+                 chroot, setuid and setgid be called?"
+            ))),
+        }
+    });
+    let separation = if found.is_some() { "chroot, ids, " } else { "" };
+    report.take("sandbox", entered, |()| {
+        format!("{separation}limits, no_new_privs and system call filter work on this kernel")
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_errors_fail_the_check() {
+        let mut report = Report::default();
+        report.add(Level::Ok, "a", "fine");
+        report.add(Level::Warning, "b", "not so fine");
+        assert_eq!(report.exit_status(), 0);
+        assert_eq!(
+            report.write(Format::Text),
+            "ok: a: fine\nwarning: b: not so fine\n"
+        );
+        report.add(Level::Error, "c", "a \"quoted\" fault");
+        assert_eq!(report.exit_status(), 100);
+        let json: serde_json::Value = serde_json::from_str(&report.write(Format::Json)).unwrap();
+        assert_eq!(json[2]["level"], "error");
+        assert_eq!(json[2]["text"], "a \"quoted\" fault");
+    }
+}

@@ -1,0 +1,131 @@
+//! What the loop waits for: which descriptors are worth polling, and for how long.
+
+use std::os::fd::BorrowedFd;
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags};
+
+use super::Relay;
+use super::ending::Direction;
+use super::flow::Phase;
+use crate::channel::Channel;
+
+/// After this long without a byte, memory is given back.
+const IDLE: Duration = Duration::from_millis(200);
+
+/// A descriptor in the poll set, and whose it is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Source {
+    BackendInput,
+    BackendOutput,
+    ClientInput,
+    ClientOutput,
+    Keeper,
+    Signals,
+}
+
+impl Relay<'_> {
+    /// The descriptors that have something for us; none when a deadline came first.
+    pub(super) fn poll(&mut self) -> nix::Result<Vec<Source>> {
+        let deadline = self.deadlines.next();
+        let until = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let holds_memory = !self.scratch.is_empty();
+        let timeout = if holds_memory {
+            Some(until.unwrap_or(IDLE).min(IDLE))
+        } else {
+            until
+        };
+        let sources = self.poll_for(timeout)?;
+        if sources.is_empty() && holds_memory {
+            self.give_back_memory();
+        }
+        Ok(sources)
+    }
+
+    fn poll_for(&self, timeout: Option<Duration>) -> nix::Result<Vec<Source>> {
+        let keeper = if self.is_tls {
+            None
+        } else {
+            Some(self.parts.keeper)
+        };
+        let with_keeper = |keeper: Option<BorrowedFd<'_>>| {
+            let wanted = self.wanted(keeper);
+            let mut fds: Vec<_> = wanted
+                .iter()
+                .map(|(_, fd, events)| PollFd::new(*fd, *events))
+                .collect();
+            nix::poll::ppoll(&mut fds, timeout.map(Into::into), None)?;
+            let is_ready = |fd: &PollFd<'_>| fd.revents().is_some_and(|events| !events.is_empty());
+            Ok(wanted
+                .iter()
+                .zip(&fds)
+                .filter(|(_, fd)| is_ready(fd))
+                .map(|((source, ..), _)| *source)
+                .collect())
+        };
+        match keeper.and_then(|keeper| keeper.with_descriptor(|fd| with_keeper(Some(fd)))) {
+            Some(sources) => sources,
+            None => with_keeper(None),
+        }
+    }
+
+    /// What is worth waiting for. A descriptor without interest is left out: poll would report its end again and again.
+    fn wanted<'b>(
+        &'b self,
+        keeper: Option<BorrowedFd<'b>>,
+    ) -> Vec<(Source, BorrowedFd<'b>, PollFlags)> {
+        let mut wanted = vec![(
+            Source::Signals,
+            self.parts.children.descriptor(),
+            PollFlags::POLLIN,
+        )];
+        // Only its end is of interest. First, so that a STARTTLS in the same round is answered knowing it.
+        wanted.extend(keeper.map(|fd| (Source::Keeper, fd, PollFlags::empty())));
+        let backend = self.backend.as_ref().map(|backend| &backend.channel);
+        let mut want = |source, fd: Option<BorrowedFd<'b>>, event, is_wanted: bool| {
+            wanted.extend(fd.filter(|_| is_wanted).map(|fd| (source, fd, event)));
+        };
+        let client = &*self.parts.client;
+        want(
+            Source::ClientInput,
+            client.input(),
+            PollFlags::POLLIN,
+            self.wants_client(),
+        );
+        want(
+            Source::ClientOutput,
+            client.output(),
+            PollFlags::POLLOUT,
+            !self.to_client.is_empty(),
+        );
+        want(
+            Source::BackendInput,
+            backend.and_then(Channel::input),
+            PollFlags::POLLIN,
+            self.wants_backend(),
+        );
+        want(
+            Source::BackendOutput,
+            backend.and_then(Channel::output),
+            PollFlags::POLLOUT,
+            !self.to_backend.is_empty(),
+        );
+        wanted
+    }
+
+    /// Backpressure: a side is read only while there is room for what it causes, on both sides.
+    fn wants_client(&self) -> bool {
+        let is_taken = match &self.phase {
+            Phase::Cleartext(preauth) | Phase::Secured(preauth) => preauth.wants_client_input(),
+            Phase::Handshake | Phase::Opaque => true,
+        };
+        let has_room = self.to_client.has_room() && self.to_backend.has_room();
+        self.client_input == Direction::Open && (self.is_closing || (is_taken && has_room))
+    }
+
+    pub(super) fn wants_backend(&self) -> bool {
+        let is_discarded = self.client_output == Direction::Ended;
+        self.backend_output == Direction::Open
+            && (is_discarded || (self.to_client.has_room() && !self.is_closing))
+    }
+}
