@@ -1,0 +1,203 @@
+//! What is done to a contestant, and what is noted down about it.
+
+use std::time::{Duration, Instant};
+
+use crate::Result;
+use crate::client::{Client, Ending, Session};
+use crate::contestant::Contestant;
+use crate::memory::Memory;
+use crate::report::{Bulk, Figures};
+use crate::server::Server;
+use crate::workspace::Workspace;
+
+/// One kind of load.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Scenario {
+    /// MiB from the server.
+    Down(u64),
+    /// Connections that are open at once and say nothing.
+    Idle(usize),
+    /// Whole short sessions, one after the other in each of `concurrency` threads.
+    SetUp {
+        concurrency: usize,
+        connections: usize,
+    },
+    /// MiB to the server.
+    Up(u64),
+}
+
+const MIB: u64 = 1 << 20;
+/// An idle connection is one that has been idle for this long: what a program gives back sooner does not count.
+const IDLE_TIME: Duration = Duration::from_secs(1);
+/// MiB each way before a connection is idle again.
+const TRAFFIC: u64 = 15;
+
+impl Scenario {
+    pub(crate) fn all(connections: usize, bulk: u64, idle: usize) -> Vec<Self> {
+        let set_up = |concurrency| Self::SetUp {
+            concurrency,
+            connections,
+        };
+        vec![
+            set_up(1),
+            set_up(8),
+            Self::Down(bulk),
+            Self::Up(bulk),
+            Self::Idle(idle),
+        ]
+    }
+
+    pub(crate) fn name(&self) -> String {
+        match self {
+            Self::Down(mib) => format!("down ({mib} MiB)"),
+            Self::Idle(connections) => format!("idle ({connections} connections)"),
+            Self::SetUp {
+                concurrency,
+                connections,
+            } => {
+                format!("set-up ({connections} connections, {concurrency} at a time)")
+            }
+            Self::Up(mib) => format!("up ({mib} MiB)"),
+        }
+    }
+
+    /// Starts the contestant, does it, ends the contestant.
+    pub(crate) fn run(
+        self,
+        contestant: &Contestant,
+        workspace: &Workspace,
+        client: &Client,
+        figures: &mut Figures,
+    ) -> Result<()> {
+        let most = match self {
+            Self::Idle(connections) => connections,
+            Self::SetUp { concurrency, .. } => concurrency,
+            Self::Down(_) | Self::Up(_) => 1,
+        };
+        // A connection may begin while the processes of the one before are still ending.
+        let mut server = Server::start(contestant, workspace, 2 * most + 16)?;
+        let result = match self {
+            Self::Down(mib) => bulk(&mut server, contestant, client, |session| {
+                session.download(mib * MIB)
+            })
+            .map(|measured| (measured, &mut figures.down)),
+            Self::Up(mib) => bulk(&mut server, contestant, client, |session| {
+                session.upload(mib * MIB)
+            })
+            .map(|measured| (measured, &mut figures.up)),
+            Self::Idle(connections) => {
+                let result = idle(&server, contestant, workspace, client, connections, figures);
+                let stopped = server.stop();
+                return result.and(stopped.map(|_| ()));
+            }
+            Self::SetUp {
+                concurrency,
+                connections,
+            } => {
+                let result = set_up(
+                    &server,
+                    contestant,
+                    client,
+                    concurrency,
+                    connections,
+                    figures,
+                );
+                let used = server.stop();
+                result?;
+                let cost = used? / u32::try_from(connections)?;
+                let load = figures.set_up.entry(concurrency).or_default();
+                load.processor.push(cost.as_secs_f64() * 1e3);
+                return Ok(());
+            }
+        };
+        let in_the_end = server.stop();
+        let ((wall, used), list) = result?;
+        let used = used.map_or(in_the_end, Ok)?;
+        let (Self::Down(mib) | Self::Up(mib)) = self else {
+            return Ok(());
+        };
+        list.push(Bulk {
+            megabytes_per_second: (mib * MIB) as f64 / 1e6 / wall.as_secs_f64(),
+            processor_per_gib: used.as_secs_f64() * 1024.0 / mib as f64,
+        });
+        Ok(())
+    }
+}
+
+fn set_up(
+    server: &Server<'_>,
+    contestant: &Contestant,
+    client: &Client,
+    concurrency: usize,
+    connections: usize,
+    figures: &mut Figures,
+) -> Result<()> {
+    let port = server.port;
+    let visits = std::thread::scope(|scope| {
+        let share = |thread| (connections + thread) / concurrency;
+        let threads: Vec<_> = (0..concurrency)
+            .map(|thread| {
+                scope.spawn(move || {
+                    (0..share(thread))
+                        .map(|_| client.visit(port, contestant.entry))
+                        .collect::<Vec<_>>()
+                })
+            })
+            .collect();
+        let visits = threads.into_iter().map(|thread| thread.join().unwrap());
+        visits.collect::<Vec<_>>()
+    });
+    for visit in visits.into_iter().flatten() {
+        let (wall, ending) = visit?;
+        let load = figures.set_up.entry(concurrency).or_default();
+        load.wall.push(wall.as_secs_f64() * 1e3);
+        figures.cut += usize::from(ending == Ending::Cut);
+    }
+    Ok(())
+}
+
+/// Wall time, and processor time if it can be told apart from that of beginning and end.
+fn bulk(
+    server: &mut Server<'_>,
+    contestant: &Contestant,
+    client: &Client,
+    transfer: impl FnOnce(&mut Session) -> std::io::Result<()>,
+) -> Result<(Duration, Option<Duration>)> {
+    let mut session = client.log_in(server.port, contestant.entry)?;
+    server.count_from_here()?;
+    let start = Instant::now();
+    transfer(&mut session)?;
+    let wall = start.elapsed();
+    let used = server.used()?;
+    session.log_out()?;
+    Ok((wall, used))
+}
+
+fn idle(
+    server: &Server<'_>,
+    contestant: &Contestant,
+    workspace: &Workspace,
+    client: &Client,
+    connections: usize,
+    figures: &mut Figures,
+) -> Result<()> {
+    let mut sessions = (0..connections)
+        .map(|_| client.log_in(server.port, contestant.entry))
+        .collect::<std::io::Result<Vec<_>>>()?;
+    figures.facts.clone_from(&sessions[0].facts);
+    let measure = || {
+        // Not to wait for anything: being idle is what is measured.
+        std::thread::sleep(IDLE_TIME);
+        Memory::per_connection(server.process, &workspace.imapd, connections)
+    };
+    figures.idle.push(measure());
+    for session in &mut sessions {
+        session.download(TRAFFIC * MIB)?;
+        session.upload(TRAFFIC * MIB)?;
+    }
+    figures.idle_after_traffic.push(measure());
+    for session in sessions {
+        session.log_out()?;
+    }
+    Ok(())
+}
