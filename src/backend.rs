@@ -12,6 +12,7 @@ use nix::unistd::{AccessFlags, Pid};
 
 use crate::activation::Addresses;
 use crate::channel::Channel;
+use crate::cli::OWN_VARIABLES;
 use crate::error::{EXIT_SETUP, EXIT_TEMPORARY, Error, reason};
 use crate::log::Log;
 use crate::sandbox::{BackendUser, close_all_but};
@@ -120,10 +121,9 @@ fn environment(
     addresses: Option<&Addresses>,
     user: Option<&BackendUser>,
 ) -> Result<Vec<CString>, Error> {
-    let own = crate::cli::own_variables();
     let mut variables: Vec<(OsString, OsString)> = std::env::vars_os()
         .filter(|(name, _)| {
-            !is_removed(name.as_bytes()) && !own.iter().any(|own| name == own.as_str())
+            !is_removed(name.as_bytes()) && !OWN_VARIABLES.iter().any(|own| name == own)
         })
         .collect();
     let mut set = |name: &str, value: OsString| {
