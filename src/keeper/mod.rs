@@ -1,4 +1,4 @@
-//! The keeper: the one process that holds the private key. Started here, asked through [`KeeperClient`].
+//! The keeper: the one process that holds the private key. Started and asked from here.
 //!
 //! ```text
 //! network process                         keeper
@@ -122,7 +122,7 @@ impl KeeperClient {
     }
 }
 
-/// Sends a request, if there is one, and waits for one message.
+/// Sends a request, if there is one, and waits for one message of at most `limit` octets.
 fn exchange(
     socket: &Mutex<Option<OwnedFd>>,
     request: Option<&[u8]>,

@@ -87,7 +87,9 @@ fn read(
         return Err(fault("not a regular file".to_owned()));
     }
     check(metadata.mode()).map_err(fault)?;
-    let mut bytes = Vec::new();
+    // One octet more than there should be, so that the end is seen without growing.
+    let expected = metadata.len().min(FILE_LIMIT) + 1;
+    let mut bytes = Vec::with_capacity(usize::try_from(expected).unwrap_or_default());
     file.take(FILE_LIMIT + 1)
         .read_to_end(&mut bytes)
         .map_err(|error| fault(reason(&error)))?;

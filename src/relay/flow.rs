@@ -60,6 +60,7 @@ impl<'a> Relay<'a> {
             to_client: super::Queue::default(),
             to_backend: super::Queue::default(),
             scratch: Vec::new(),
+            plaintext: Vec::new(),
             client_input: Direction::Open,
             client_output: Direction::Open,
             backend_input: Direction::Absent,
@@ -152,7 +153,7 @@ impl<'a> Relay<'a> {
         if !self.is_tls {
             return self.client_said(bytes);
         }
-        let mut plaintext = Vec::new();
+        let mut plaintext = std::mem::take(&mut self.plaintext);
         match self
             .parts
             .tls
@@ -171,6 +172,8 @@ impl<'a> Relay<'a> {
             }
             Err(error) => self.tls_failed(&error),
         }
+        plaintext.clear();
+        self.plaintext = plaintext;
     }
 
     fn client_said(&mut self, bytes: &[u8]) {

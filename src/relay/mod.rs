@@ -94,6 +94,8 @@ struct Relay<'a> {
     to_backend: Queue,
     /// Where bytes are read into; empty while idle.
     scratch: Vec<u8>,
+    /// What the client said inside TLS, on its way to the backend.
+    plaintext: Vec<u8>,
     client_input: Direction,
     client_output: Direction,
     backend_input: Direction,
@@ -275,6 +277,8 @@ impl Relay<'_> {
 
     fn give_back_memory(&mut self) {
         self.scratch = Vec::new();
+        self.plaintext = Vec::new();
+        self.parts.tls.give_back_memory();
         self.to_client.give_back();
         self.to_backend.give_back();
     }

@@ -213,9 +213,8 @@ impl Tls {
             let _ = self.encode_alert(outgoing);
         }
         self.incoming.drain(..used.min(self.incoming.len()));
-        if self.incoming.is_empty() || self.is_peer_closed {
-            // An idle session holds no buffer.
-            self.incoming = Vec::new();
+        if self.is_peer_closed {
+            self.incoming.clear();
         }
         result
     }
@@ -234,6 +233,14 @@ impl Tls {
             }
         }
         Ok(())
+    }
+
+    /// Gives memory back while no record is under way. Not after each: a buffer that is made anew for every read costs more
+    /// than the cipher.
+    pub(crate) fn give_back_memory(&mut self) {
+        if self.incoming.is_empty() {
+            self.incoming = Vec::new();
+        }
     }
 
     /// What is known about the session once it is secure.
