@@ -47,6 +47,11 @@ pub fn tests() -> Vec<Trial> {
             ));
         }
     }
+    tests.push(test(
+        "activation: under inetd the session line goes to syslog",
+        needs_of(Superserver::OpenbsdInetd),
+        syslog,
+    ));
     tests.extend([
         test("activation: a socket in LISTEN_FDS with descriptors 0, 1 and 2 closed", &[], |test| on(test, Socket::Tcp4, Handover::ListenFdOnly, Stderr::Closed)),
         test("activation: descriptor 2 closed", &[], |test| on(test, Socket::Tcp4, Handover::Stdio, Stderr::Closed)),
@@ -378,4 +383,45 @@ fn stays_blocking(test: &Test) {
             );
         }
     }
+}
+
+/// Under inetd standard error is the client's socket, so lines go to the system log: here a socket of the test's own, bound over
+/// /dev/log in a mount namespace.
+fn syslog(test: &Test) {
+    let path = test.path("log.sock");
+    let log = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
+    log.set_read_timeout(Some(std::time::Duration::from_secs(20)))
+        .unwrap();
+    std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o666)).unwrap();
+    let devices = test.path("dev");
+    let setup = format!(
+        "set -e; mkdir {dev}; mount -t tmpfs none {dev}; \
+         for device in null zero full random urandom; do cp -a /dev/$device {dev}/; done; \
+         : > {dev}/log; mount --bind {log} {dev}/log; mount --rbind {dev} /dev",
+        dev = devices.display(),
+        log = path.display()
+    );
+    let program = Program::new(test);
+    let server = Server::start_in(test, Superserver::OpenbsdInetd, &program, Some(&setup));
+    let mut client = server.connect();
+    client.log_in_by_starttls(Pki::of(Key::P256));
+    assert!(client.command("z LOGOUT").is_ok());
+    drop(client);
+    // inetd has something to say too.
+    let mut buffer = [0; 4096];
+    let line = loop {
+        let length = log.recv(&mut buffer).unwrap();
+        let line = String::from_utf8_lossy(&buffer[..length]).into_owned();
+        if line.contains("imap-tls[") {
+            break line;
+        }
+    };
+    // Facility mail (2), severity informational (6).
+    assert!(line.starts_with("<22>imap-tls["), "{line}");
+    assert!(line.contains("]: 127.0.0.1:"), "{line}");
+    assert!(
+        line.contains(": session policy=required tls=TLSv1.3 "),
+        "{line}"
+    );
+    assert!(!line.contains("sekret"), "{line}");
 }

@@ -49,6 +49,11 @@ pub fn tests() -> Vec<Trial> {
             no_greeting,
         ),
         test(
+            "starttls: a backend that never greets is ended by the login timeout, with a BYE inside TLS",
+            &[],
+            silent,
+        ),
+        test(
             "starttls: optional starts a fresh backend for the TLS phase",
             &[],
             fresh_backend,
@@ -364,6 +369,26 @@ fn no_greeting(test: &Test) {
             );
         }
     }
+}
+
+fn silent(test: &Test) {
+    let program = Program::new(test)
+        .play(&Backend::scenario("silent", &[]))
+        .option("--login-timeout", "1");
+    let mut session = program.start();
+    let client = session.client();
+    client.greeting();
+    client.starttls(pki());
+    let (said, end) = client.read_to_end();
+    assert_eq!(
+        String::from_utf8_lossy(&said),
+        "* BYE too long without login\r\n"
+    );
+    assert_eq!(end, End::CloseNotify);
+    session.close_client();
+    test.record().release();
+    session.wait();
+    assert_eq!(session.session_line()["end"], "login timeout");
 }
 
 /// ID, ENABLE and failed logins are remembered by a backend; none of that may come from before TLS (CVE-2021-37845).
