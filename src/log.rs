@@ -54,6 +54,8 @@ enum Sink {
 /// The open log. Lines start with the client's address once it is known.
 #[derive(Debug)]
 pub(crate) struct Log {
+    /// Whose lines these are; asked for once, since the sandbox does not let it be asked for again.
+    process: u32,
     sink: Sink,
     subject: String,
     verbosity: Verbosity,
@@ -86,6 +88,7 @@ impl Log {
             },
         };
         Self {
+            process: std::process::id(),
             sink,
             subject: "imap-tls".to_owned(),
             verbosity,
@@ -147,8 +150,7 @@ impl Log {
                 let priority = FACILITY_MAIL | severity as u8;
                 format!(
                     "<{priority}>imap-tls[{}]: {}: {text}",
-                    std::process::id(),
-                    self.subject
+                    self.process, self.subject
                 )
             }
         }
