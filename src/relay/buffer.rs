@@ -33,6 +33,10 @@ impl Queue {
         self.done = self.done.saturating_add(count).min(self.bytes.len());
         if self.done == self.bytes.len() {
             self.clear();
+        } else if self.done >= QUEUE_LIMIT {
+            // A slow peer's queue may never be empty, and what was written must not pile up before what was not.
+            self.bytes.drain(..self.done);
+            self.done = 0;
         }
     }
 
@@ -81,6 +85,20 @@ mod tests {
         assert!(!queue.has_room());
         queue.consume(1);
         assert!(queue.has_room());
+    }
+
+    #[test]
+    fn a_queue_that_is_never_empty_does_not_grow() {
+        let mut queue = Queue::default();
+        queue.push(&[0; 1000]);
+        let mut last = 0_u8;
+        for round in 0..10_000_u32 {
+            last = u8::try_from(round % 251).unwrap();
+            queue.push(&[last; 1000]);
+            queue.consume(1000);
+        }
+        assert_eq!(queue.front(), [last; 1000]);
+        assert!(queue.tail().capacity() < 4 * QUEUE_LIMIT);
     }
 
     #[test]
