@@ -42,11 +42,15 @@ fn generate(directory: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// When the page's own words last changed.
+const DATE: &str = "2026-11-22";
+
 fn man_page(out: &mut dyn Write) -> io::Result<()> {
     let man = Man::new(imap_tls::command_line())
         .section("8")
         .manual("System Manager's Manual")
-        .title("IMAP-TLS");
+        .title("IMAP-TLS")
+        .date(DATE);
     man.render_title(out)?;
     man.render_name_section(out)?;
     synopsis().to_writer(out)?;
@@ -71,6 +75,14 @@ fn section(title: &str) -> Roff {
     let mut page = Roff::new();
     page.control("SH", [title]);
     page
+}
+
+/// Paragraphs of running text at the start of a section, where the first needs no macro.
+fn introduction(page: &mut Roff, texts: &[&str]) {
+    if let Some((first, rest)) = texts.split_first() {
+        page.text([roman(*first)]);
+        paragraphs(page, rest);
+    }
 }
 
 /// Paragraphs of running text.
@@ -127,7 +139,7 @@ fn synopsis() -> Roff {
 
 fn description() -> Roff {
     let mut page = section("DESCRIPTION");
-    paragraphs(
+    introduction(
         &mut page,
         &[
             "imap-tls gives TLS to an IMAP server that has none. A superserver (systemd, xinetd, inetd, tcpserver) accepts a \
@@ -170,7 +182,7 @@ fn policies() -> Roff {
 
 fn processes() -> Roff {
     let mut page = section("PROCESSES");
-    paragraphs(
+    introduction(
         &mut page,
         &[
             "The process that the superserver started becomes the network process: it enters its sandbox before it reads the \
@@ -212,7 +224,7 @@ fn files() -> Roff {
 
 fn environment() -> Roff {
     let mut page = section("ENVIRONMENT");
-    paragraphs(
+    introduction(
         &mut page,
         &["The backend gets the superserver's environment, with these set:"],
     );
@@ -269,7 +281,7 @@ fn exit_status() -> Roff {
 
 fn examples() -> Roff {
     let mut page = section("EXAMPLES");
-    paragraphs(
+    introduction(
         &mut page,
         &["inetd, for GNU mailutils, on ports 143 and 993:"],
     );
@@ -301,7 +313,7 @@ fn examples() -> Roff {
 
 fn security() -> Roff {
     let mut page = section("SECURITY CONSIDERATIONS");
-    paragraphs(
+    introduction(
         &mut page,
         &[
             "A hole in the TLS code gives an attacker an empty directory, an unused user and a handful of system calls: what \
