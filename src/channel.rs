@@ -177,8 +177,12 @@ fn has_type(fd: BorrowedFd<'_>, kind: libc::mode_t) -> bool {
     nix::sys::stat::fstat(fd).is_ok_and(|stat| stat.st_mode & libc::S_IFMT == kind)
 }
 
-/// Whether reading or writing would not block: an end of file or an error counts, the call itself reports it.
-fn is_ready(fd: BorrowedFd<'_>, event: nix::poll::PollFlags) -> io::Result<bool> {
+/// Whether reading or writing would not block: an end of file or an error counts, the call itself reports it. Without an
+/// event, whether the peer is gone.
+///
+/// # Errors
+/// As poll(2), other than `EINTR`.
+pub(crate) fn is_ready(fd: BorrowedFd<'_>, event: nix::poll::PollFlags) -> io::Result<bool> {
     let mut poll = [nix::poll::PollFd::new(fd, event)];
     match nix::poll::ppoll(&mut poll, Some(nix::sys::time::TimeSpec::new(0, 0)), None) {
         Ok(count) => Ok(count > 0),

@@ -8,9 +8,10 @@ use std::io::{self, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::libc;
-use nix::poll::{PollFd, PollFlags};
+use nix::poll::PollFlags;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr};
 
+use crate::channel::is_ready;
 use crate::sys;
 
 /// Where lines go, as asked for with `--log`.
@@ -162,7 +163,8 @@ impl Log {
             Sink::Nowhere => {}
             Sink::Stderr { .. } => {
                 line.push('\n');
-                if can_write_now(io::stderr().as_fd()) {
+                // A stuck reader of stderr must not stop mail: a line that cannot be written at once is lost.
+                if is_ready(io::stderr().as_fd(), PollFlags::POLLOUT).unwrap_or(false) {
                     // Unbuffered: one write(2). A log that is gone is no reason to end a session.
                     let _ = io::stderr().write_all(line.as_bytes());
                 }
@@ -191,16 +193,6 @@ impl FloorCharBoundary for String {
             .find(|&at| self.is_char_boundary(at))
             .unwrap_or(0)
     }
-}
-
-/// A stuck reader of stderr must not stop mail: a line that cannot be written at once is lost.
-fn can_write_now(stderr: BorrowedFd<'_>) -> bool {
-    let mut poll = [PollFd::new(stderr, PollFlags::POLLOUT)];
-    nix::poll::ppoll(&mut poll, Some(nix::sys::time::TimeSpec::new(0, 0)), None).is_ok()
-        && poll.iter().all(|fd| {
-            fd.revents()
-                .is_some_and(|events| events.contains(PollFlags::POLLOUT))
-        })
 }
 
 /// Whether fd 2 goes to the journal, which reads `<N>` at the start of a line (sd-daemon(3), `JOURNAL_STREAM` in systemd.exec(5)).

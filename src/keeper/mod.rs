@@ -18,12 +18,14 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
+use nix::poll::PollFlags;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockType, setsockopt, socketpair, sockopt,
 };
 use nix::sys::time::{TimeVal, TimeValLike as _};
 use rustls::sign::CertifiedKey;
 
+use crate::channel::is_ready;
 use crate::error::{Error, reason};
 use crate::sandbox::Plan;
 use crate::sys;
@@ -104,13 +106,8 @@ impl KeeperClient {
 
     /// Whether the keeper has closed its side: it ended, however that came about.
     pub(crate) fn is_gone(&self) -> bool {
-        let is_closed = self.with_descriptor(|socket| {
-            let mut poll = [nix::poll::PollFd::new(
-                socket,
-                nix::poll::PollFlags::empty(),
-            )];
-            nix::poll::ppoll(&mut poll, Some(nix::sys::time::TimeSpec::new(0, 0)), None) != Ok(0)
-        });
+        let is_closed =
+            self.with_descriptor(|socket| is_ready(socket, PollFlags::empty()).unwrap_or(true));
         is_closed.unwrap_or(true)
     }
 
