@@ -84,6 +84,10 @@ const COMMON: &[Rule] = &[
         "the kernel's own, after SIGSTOP and SIGCONT in ppoll",
     ),
     allow(
+        libc::SYS_rt_sigprocmask,
+        "glibc 2.41 and later, around its own state at the first getrandom",
+    ),
+    allow(
         libc::SYS_rt_sigreturn,
         "the kernel's own, after a signal handler of the runtime's",
     ),
