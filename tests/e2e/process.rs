@@ -300,17 +300,15 @@ fn descriptors(test: &Test) {
         .into_iter()
         .chain([("network process", processes.network)])
     {
-        let all = process.descriptors();
-        assert!(
-            all.values().all(|target| harmless(target)),
-            "{name}: {all:?}"
-        );
-        assert!(all.len() <= 9, "{name}: {all:?}");
-        assert_eq!(
-            all.values().any(|target| *target == client),
-            name == "network process",
-            "{name} and the client's socket {client}: {all:?}"
-        );
+        // The launcher may still be on its way: nobody waits for it before TLS.
+        eventually(&format!("{name} holds only what it needs"), || {
+            let all = process.descriptors();
+            let has_client = all.values().any(|target| *target == client);
+            let is_right = all.len() <= 9
+                && all.values().all(|target| harmless(target))
+                && has_client == (name == "network process");
+            is_right.then_some(())
+        });
     }
     session.client().starttls(Pki::of(Key::P256));
     session.client().login();
@@ -361,14 +359,11 @@ fn leaked_descriptors(test: &Test) {
     .into_iter()
     .flatten()
     {
-        assert!(
-            !process
-                .descriptors()
-                .values()
-                .any(|target| target.contains("secret")),
-            "{:?}",
-            process.descriptors()
-        );
+        // The launcher may still be on its way: nobody waits for it before TLS.
+        eventually("what the superserver leaked is closed", || {
+            let all = process.descriptors();
+            (!all.values().any(|target| target.contains("secret"))).then_some(())
+        });
     }
     client.starttls(Pki::of(Key::P256));
     let backend = test.record().backend(0).descriptors();
