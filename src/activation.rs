@@ -52,7 +52,7 @@ pub(crate) fn secure_stderr() -> io::Result<Stderr> {
     let is_clients = is_channel(stderr.as_fd())
         && (sys::is_same_file(&stderr, io::stdin())
             || (is_channel(io::stdin().as_fd()) && sys::is_same_file(&stderr, io::stdout()))
-            || inherited_descriptor().is_some_and(|fd| is_inherited_same_file(fd, stderr.as_fd())));
+            || inherited_descriptor().is_some_and(|fd| sys::is_same_file_as_number(fd, &stderr)));
     if is_clients {
         nix::unistd::dup2_stderr(dev_null()?)?;
     }
@@ -68,16 +68,6 @@ const LISTEN_FDS_START: libc::c_int = 3;
 
 fn inherited_descriptor() -> Option<libc::c_int> {
     std::env::var_os("LISTEN_FDS").map(|_| LISTEN_FDS_START)
-}
-
-fn is_inherited_same_file(number: libc::c_int, other: BorrowedFd<'_>) -> bool {
-    // Opened again by name, since the number itself is not owned yet.
-    let path = format!("/proc/self/fd/{number}");
-    let inherited = nix::sys::stat::stat(path.as_str());
-    match (inherited, nix::sys::stat::fstat(other)) {
-        (Ok(one), Ok(other)) => one.st_dev == other.st_dev && one.st_ino == other.st_ino,
-        _ => false,
-    }
 }
 
 fn dev_null() -> io::Result<OwnedFd> {

@@ -237,3 +237,13 @@ pub(crate) fn is_same_file(one: impl AsFd, other: impl AsFd) -> bool {
         _ => false,
     }
 }
+
+/// The same for a descriptor that was handed over by number and that nobody owns yet; false if it is not open.
+pub(crate) fn is_same_file_as_number(number: RawFd, other: impl AsFd) -> bool {
+    // SAFETY: F_GETFD only reads the descriptor table.
+    if checked(unsafe { libc::fcntl(number, libc::F_GETFD) }).is_err() {
+        return false;
+    }
+    // SAFETY: the descriptor is open, and there is no other thread that could close it during the call.
+    is_same_file(unsafe { BorrowedFd::borrow_raw(number) }, other)
+}
