@@ -240,6 +240,15 @@ fn environment() -> Roff {
                 "After TLS: version, cipher suite, and the name that the client asked for.",
             ),
             (
+                "SSL_SESSION_RESUMED, SSL_CLIENT_VERIFY",
+                "After TLS: Initial or Resumed; SUCCESS with a verified client certificate, or NONE.",
+            ),
+            (
+                "SSL_CLIENT_S_DN, SSL_CLIENT_I_DN, SSL_CLIENT_S_DN_CN, SSL_CLIENT_S_DN_Email, SSL_CLIENT_SAN_Email_0, \
+               SSL_CLIENT_SAN_DNS_0, SSL_CLIENT_M_SERIAL, SSL_CLIENT_V_END, SSL_CLIENT_CERT_SHA256",
+                "What the client's certificate says, by the names of Apache's mod_ssl, and its SHA-256.",
+            ),
+            (
                 "IMAP_TLS",
                 "1 after TLS; Courier takes it to mean that the session is secure.",
             ),

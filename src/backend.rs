@@ -184,8 +184,20 @@ fn tls_environment(facts: &Facts) -> Vec<CString> {
         ("IMAP_TLS", "1"),
         ("SSL_CIPHER", facts.cipher()),
         ("SSL_PROTOCOL", facts.version()),
+        (
+            "SSL_SESSION_RESUMED",
+            if facts.is_resumed() {
+                "Resumed"
+            } else {
+                "Initial"
+            },
+        ),
     ];
     variables.extend(facts.server_name().map(|name| ("SSL_TLS_SNI", name)));
+    match facts.client() {
+        Some(client) => variables.extend(client.variables()),
+        None => variables.push(("SSL_CLIENT_VERIFY", "NONE")),
+    }
     variables
         .iter()
         .filter_map(|(name, value)| variable(name.as_bytes(), value.as_bytes()).ok())

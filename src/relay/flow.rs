@@ -383,7 +383,7 @@ impl fmt::Display for Report {
         };
         write!(f, "session policy={policy} ")?;
         match &self.facts {
-            Some(facts) => write!(f, "{facts} resumed=no")?,
+            Some(facts) => write!(f, "{facts}")?,
             None => f.write_str("tls=none")?,
         }
         write!(

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use super::client_identity::{CLIENT_LENGTH, ClientIdentity};
+use crate::log::Escaped;
 use rustls::{CipherSuite, NamedGroup, ProtocolVersion};
 
 /// Checked facts about a TLS session.
@@ -11,14 +13,16 @@ pub(crate) struct Facts {
     cipher: u16,
     group: u16,
     server_name: ServerName,
+    is_resumed: bool,
+    client: Option<ClientIdentity>,
 }
 
 /// A name that is a host name as RFC 1123 section 2.1 has it (with `_`, which real names contain), or empty.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 struct ServerName(String);
 
-/// Octets of [`Facts::encode`]: three numbers, a length, and room for the longest name.
-pub(crate) const FACTS_LENGTH: usize = 6 + 1 + NAME_LIMIT;
+/// Octets of [`Facts::encode`]: three numbers, two flags, a length, and room for the longest name and the client's identity.
+pub(crate) const FACTS_LENGTH: usize = 6 + 2 + 1 + NAME_LIMIT + CLIENT_LENGTH;
 
 /// The longest host name in text form (RFC 1035 section 2.3.4).
 const NAME_LIMIT: usize = 253;
@@ -49,7 +53,19 @@ impl Facts {
             cipher: cipher.map_or(0, u16::from),
             group: group.map_or(0, u16::from),
             server_name: ServerName::new(server_name.unwrap_or_default()),
+            is_resumed: false,
+            client: None,
         }
+    }
+
+    /// With the identity that the client's verified certificate gives it.
+    pub(super) fn with_client(self, client: Option<ClientIdentity>) -> Self {
+        Self { client, ..self }
+    }
+
+    /// Whether an earlier session was resumed.
+    pub(super) fn with_resumption(self, is_resumed: bool) -> Self {
+        Self { is_resumed, ..self }
     }
 
     /// Fixed-size bytes for the launcher.
@@ -59,9 +75,14 @@ impl Facts {
         let numbers = [self.version, self.cipher, self.group]
             .into_iter()
             .flat_map(u16::to_be_bytes);
+        let room = NAME_LIMIT.saturating_sub(name.len());
+        let client = self.client.as_ref().map(ClientIdentity::encode);
         let content = numbers
+            .chain([u8::from(self.is_resumed), u8::from(client.is_some())])
             .chain([u8::try_from(name.len()).unwrap_or(0)])
-            .chain(name.iter().copied());
+            .chain(name.iter().copied())
+            .chain(std::iter::repeat_n(0, room))
+            .chain(client.into_iter().flatten());
         for (to, from) in bytes.iter_mut().zip(content) {
             *to = from;
         }
@@ -70,14 +91,22 @@ impl Facts {
 
     /// The facts in `bytes`, checked again: who reads them has privileges, who wrote them has none.
     pub(crate) fn decode(bytes: &[u8; FACTS_LENGTH]) -> Option<Self> {
-        let [v1, v2, c1, c2, g1, g2, length, name @ ..] = bytes;
+        let [v1, v2, c1, c2, g1, g2, resumed, known, length, rest @ ..] = bytes;
+        let (name, client) = rest.split_first_chunk::<NAME_LIMIT>()?;
         let name = std::str::from_utf8(name.get(..usize::from(*length))?).ok()?;
         let server_name = ServerName::new(name);
-        (server_name.0.len() == name.len()).then(|| Self {
+        let client = match known {
+            0 if client.iter().all(|&octet| octet == 0) => None,
+            1 => Some(ClientIdentity::decode(client.try_into().ok()?)?),
+            _ => return None,
+        };
+        (server_name.0.len() == name.len() && *resumed <= 1).then(|| Self {
             version: u16::from_be_bytes([*v1, *v2]),
             cipher: u16::from_be_bytes([*c1, *c2]),
             group: u16::from_be_bytes([*g1, *g2]),
             server_name,
+            is_resumed: *resumed == 1,
+            client,
         })
     }
 
@@ -125,6 +154,16 @@ impl Facts {
     pub(crate) fn server_name(&self) -> Option<&str> {
         Some(self.server_name.0.as_str()).filter(|name| !name.is_empty())
     }
+
+    /// Whether an earlier session was resumed.
+    pub(crate) fn is_resumed(&self) -> bool {
+        self.is_resumed
+    }
+
+    /// Who the client is by its certificate, if it has shown one.
+    pub(crate) fn client(&self) -> Option<&ClientIdentity> {
+        self.client.as_ref()
+    }
 }
 
 /// As the session line has it.
@@ -133,11 +172,19 @@ impl fmt::Display for Facts {
         let sni = self.server_name().unwrap_or("none");
         write!(
             f,
-            "tls={} group={} cipher={} sni={sni}",
+            "tls={} group={} cipher={} sni={sni} resumed={}",
             self.version(),
             self.group(),
-            self.cipher()
-        )
+            self.cipher(),
+            if self.is_resumed { "yes" } else { "no" }
+        )?;
+        match self.client.as_ref().map(ClientIdentity::name) {
+            Some(name) => {
+                let name = name.unwrap_or("unnamed").as_bytes();
+                write!(f, " client=\"{}\"", Escaped(name))
+            }
+            None => Ok(()),
+        }
     }
 }
 
@@ -154,10 +201,24 @@ mod tests {
         )
     }
 
+    fn client(name: &str) -> ClientIdentity {
+        let mut params = rcgen::CertificateParams::default();
+        params
+            .distinguished_name
+            .push(rcgen::DnType::CommonName, name);
+        let key = rcgen::KeyPair::generate().unwrap();
+        ClientIdentity::from_der(params.self_signed(&key).unwrap().der()).unwrap()
+    }
+
     #[test]
     fn facts_survive_the_way_to_the_launcher() {
         for name in ["", "mail.example", &"a".repeat(NAME_LIMIT)] {
-            assert_eq!(Facts::decode(&facts(name).encode()), Some(facts(name)));
+            for is_resumed in [false, true] {
+                for client in [None, Some(client("alice"))] {
+                    let facts = facts(name).with_client(client).with_resumption(is_resumed);
+                    assert_eq!(Facts::decode(&facts.encode()), Some(facts));
+                }
+            }
         }
     }
 
@@ -177,19 +238,41 @@ mod tests {
 
     #[test]
     fn a_forged_record_is_refused() {
-        let mut bytes = facts("mail.example").encode();
-        bytes[8] = b'=';
-        assert_eq!(Facts::decode(&bytes), None);
-        let mut bytes = facts("mail.example").encode();
-        bytes[6] = 254;
-        assert_eq!(Facts::decode(&bytes), None);
+        let good = facts("mail.example")
+            .with_client(Some(client("alice")))
+            .encode();
+        assert!(Facts::decode(&good).is_some());
+        // No bool, no bool, a length beyond the room, no host name, no identity.
+        for (at, octet) in [
+            (6, 2),
+            (7, 2),
+            (7, 0),
+            (8, 254),
+            (10, b'='),
+            (FACTS_LENGTH - 1, 1),
+        ] {
+            let mut bytes = good;
+            bytes[at] = octet;
+            assert_eq!(Facts::decode(&bytes), None, "{at}");
+        }
     }
 
     #[test]
     fn the_session_line_names_everything() {
-        assert_eq!(
-            facts("mail.example").to_string(),
-            "tls=TLSv1.3 group=X25519MLKEM768 cipher=TLS_AES_128_GCM_SHA256 sni=mail.example"
-        );
+        let line = "tls=TLSv1.3 group=X25519MLKEM768 cipher=TLS_AES_128_GCM_SHA256 sni=mail.example resumed=";
+        let facts = facts("mail.example");
+        assert_eq!(facts.to_string(), format!("{line}no"));
+        let resumed = facts.with_resumption(true);
+        assert_eq!(resumed.to_string(), format!("{line}yes"));
+        for (name, escaped) in [
+            ("alice", "alice"),
+            ("a\" end=\"x", "a\\\" end=\\\"x"),
+            ("ä", "\\xc3\\xa4"),
+            // No common name then, so the subject stands in, which escapes it itself.
+            ("a\nb", "CN=a\\\\0Ab"),
+        ] {
+            let known = resumed.clone().with_client(Some(client(name)));
+            assert_eq!(known.to_string(), format!("{line}yes client=\"{escaped}\""));
+        }
     }
 }

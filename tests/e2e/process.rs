@@ -522,10 +522,12 @@ fn environment(test: &Test, tls13: bool) {
         ("REMOTE_HOST", "host.example".to_owned()),
         ("REMOTE_PORT", port.clone()),
         ("SSL_CIPHER", cipher.to_owned()),
+        ("SSL_CLIENT_VERIFY", "NONE".to_owned()),
         (
             "SSL_PROTOCOL",
             if tls13 { "TLSv1.3" } else { "TLSv1.2" }.to_owned(),
         ),
+        ("SSL_SESSION_RESUMED", "Initial".to_owned()),
         ("SSL_TLS_SNI", "mail.example".to_owned()),
         ("TCPLOCALIP", "127.0.0.1".to_owned()),
         ("TCPREMOTEIP", "127.0.0.1".to_owned()),
