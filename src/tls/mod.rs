@@ -1,6 +1,8 @@
 //! rustls configured for IMAP, and its unbuffered connection: bytes in, bytes out; no descriptors.
 
 #[allow(dead_code, reason = "client certificates are not asked for yet")]
+mod client_auth;
+#[allow(dead_code, reason = "client certificates are not asked for yet")]
 mod client_identity;
 #[allow(dead_code, reason = "client certificates are not asked for yet")]
 mod facts;

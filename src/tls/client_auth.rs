@@ -1,0 +1,520 @@
+//! Which client certificates are accepted: authorities (`--client-ca`) and revocation lists (`--client-crl`) as a verifier.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use ring::digest::{Context, SHA256};
+use rustls::RootCertStore;
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
+
+use crate::error::Error;
+use crate::log::Escaped;
+
+/// What `--client-cert` asks of a client.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum ClientDemand {
+    /// A certificate is asked for. A client without one is welcome; one with a bad one is not.
+    Request,
+    /// No session without a good certificate.
+    Require,
+}
+
+/// A file that was read with privileges, to be parsed without.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TrustFile<'a> {
+    pub(crate) path: &'a Path,
+    pub(crate) bytes: &'a [u8],
+}
+
+/// The names of authorities that are sent as a hint, at most, in octets. It may be left out (RFC 8446 section 4.2.4, RFC 5246
+/// section 7.4.4); a list of all public authorities would make every handshake longer and help no client to choose.
+const HINT_LIMIT: usize = 8192;
+
+/// A verifier for client certificates.
+///
+/// Every certificate in `authorities` is trusted by itself, also an intermediate one whose root is not there. With revocation
+/// lists given, each certificate of the chain must be covered by one that is in force, as with nginx's `ssl_crl` and Apache's
+/// `SSLCARevocationCheck chain`: a list that is missing or out of date may be one that somebody withheld.
+///
+/// # Errors
+/// `Setup`, naming file and option.
+pub(crate) fn verifier(
+    authorities: TrustFile<'_>,
+    revocations: &[TrustFile<'_>],
+    demand: ClientDemand,
+    provider: &Arc<CryptoProvider>,
+    now: i64,
+) -> Result<Arc<dyn ClientCertVerifier>, Error> {
+    let roots = Arc::new(roots(authorities, now)?);
+    let build = |files: &[TrustFile<'_>]| {
+        let mut lists = Vec::new();
+        for file in files {
+            lists.extend(parse_lists(*file)?);
+        }
+        let mut builder =
+            WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone())
+                .with_crls(lists)
+                .enforce_revocation_expiration();
+        if demand == ClientDemand::Request {
+            builder = builder.allow_unauthenticated();
+        }
+        if roots
+            .subjects()
+            .iter()
+            .map(|name| name.as_ref().len())
+            .sum::<usize>()
+            > HINT_LIMIT
+        {
+            builder = builder.clear_root_hint_subjects();
+        }
+        builder.build().map_err(|error| match files {
+            [file, ..] => list_fault(*file, error),
+            [] => authorities_fault(authorities, error),
+        })
+    };
+    build(revocations).map_err(|error| {
+        // Which of the lists is it?
+        let single = revocations.iter().find_map(|file| build(&[*file]).err());
+        single.unwrap_or(error)
+    })
+}
+
+/// What a session's acceptance hangs on: SHA-256 over the demand, the authorities and the lists. A session ticket carries it,
+/// so that no session outlives the trust under which it was made.
+pub(crate) fn binding(
+    authorities: TrustFile<'_>,
+    revocations: &[TrustFile<'_>],
+    demand: ClientDemand,
+) -> [u8; 32] {
+    let mut context = Context::new(&SHA256);
+    context.update(match demand {
+        ClientDemand::Request => b"request",
+        ClientDemand::Require => b"require",
+    });
+    for file in [&authorities].into_iter().chain(revocations) {
+        // With their lengths, so that no two sets of files read alike.
+        context.update(&(file.bytes.len() as u64).to_be_bytes());
+        context.update(file.bytes);
+    }
+    let mut binding = [0; 32];
+    for (to, from) in binding.iter_mut().zip(context.finish().as_ref()) {
+        *to = *from;
+    }
+    binding
+}
+
+fn roots(file: TrustFile<'_>, now: i64) -> Result<RootCertStore, Error> {
+    let mut roots = RootCertStore::empty();
+    let mut out_of_date = None;
+    for (index, certificate) in CertificateDer::pem_slice_iter(file.bytes).enumerate() {
+        let fault =
+            |why: String| authorities_fault(file, format!("certificate {}: {why}", index + 1));
+        let certificate = certificate.map_err(|error| fault(format!("malformed PEM: {error}")))?;
+        match check_authority(&certificate, now).map_err(fault)? {
+            None => roots
+                .add(certificate)
+                .map_err(|error| fault(format!("malformed: {error}")))?,
+            // One that is renewed in time stands beside its successor for a while: no reason to stop.
+            Some(why) => out_of_date = Some(fault(why)),
+        }
+    }
+    if roots.is_empty() {
+        return Err(out_of_date.unwrap_or_else(|| {
+            let why = "no certificate in PEM form (BEGIN CERTIFICATE) in it";
+            authorities_fault(file, why)
+        }));
+    }
+    Ok(roots)
+}
+
+/// Whether a certificate may stand for an authority, which the verifier takes for granted: why not now, or why never (`Err`).
+///
+/// One that is no authority's must not: whoever holds its key could certify anybody.
+fn check_authority(certificate: &[u8], now: i64) -> Result<Option<String>, String> {
+    let (_, parsed) = x509_parser::parse_x509_certificate(certificate)
+        .map_err(|error| format!("malformed: {error}"))?;
+    let validity = parsed.validity();
+    if !parsed.is_ca() {
+        return Err(format!(
+            "'{}' is not an authority (no CA:TRUE in its basicConstraints)",
+            Escaped(parsed.subject().to_string().as_bytes())
+        ));
+    }
+    if now > validity.not_after.timestamp() {
+        return Ok(Some(format!("it expired on {}", validity.not_after)));
+    }
+    if now < validity.not_before.timestamp() {
+        return Ok(Some(format!(
+            "it is not valid before {}",
+            validity.not_before
+        )));
+    }
+    Ok(None)
+}
+
+/// The lists in a file: any number in PEM form, or one in DER, which is how authorities publish them (RFC 5280 section 5).
+fn parse_lists(file: TrustFile<'_>) -> Result<Vec<CertificateRevocationListDer<'static>>, Error> {
+    const SEQUENCE: u8 = 0x30;
+    if file.bytes.first() == Some(&SEQUENCE) {
+        return Ok(vec![file.bytes.to_vec().into()]);
+    }
+    let lists: Vec<_> = CertificateRevocationListDer::pem_slice_iter(file.bytes)
+        .collect::<Result<_, _>>()
+        .map_err(|error| list_fault(file, format!("malformed PEM: {error}")))?;
+    if lists.is_empty() {
+        let why = "no revocation list in it, neither in PEM form (BEGIN X509 CRL) nor in DER";
+        return Err(list_fault(file, why));
+    }
+    Ok(lists)
+}
+
+fn authorities_fault(file: TrustFile<'_>, why: impl std::fmt::Display) -> Error {
+    let path = file.path.display();
+    Error::setup(
+        format!("cannot use client authorities '{path}' (--client-ca)"),
+        why,
+    )
+}
+
+fn list_fault(file: TrustFile<'_>, why: impl std::fmt::Display) -> Error {
+    let path = file.path.display();
+    Error::setup(
+        format!("cannot use revocation list '{path}' (--client-crl)"),
+        why,
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use rcgen::{
+        BasicConstraints, Certificate, CertificateParams, CertificateRevocationListParams, DnType,
+        ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams,
+        date_time_ymd,
+    };
+    use rustls::CertificateError;
+    use rustls::pki_types::UnixTime;
+
+    use super::*;
+
+    /// 2026-06-01; what is made here is valid from 2026-01-01 to 2027-01-01, revocation lists to 2026-07-01.
+    const NOW: i64 = 1_780_272_000;
+    const DAY: i64 = 86_400;
+
+    struct Authority {
+        certificate: Certificate,
+        key: KeyPair,
+    }
+
+    fn params(name: &str, serial: u64) -> CertificateParams {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.serial_number = Some(serial.into());
+        params.not_before = date_time_ymd(2026, 1, 1);
+        params.not_after = date_time_ymd(2027, 1, 1);
+        params
+    }
+
+    fn authority(name: &str, serial: u64, issuer: Option<&Authority>) -> Authority {
+        let mut params = params(name, serial);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let key = KeyPair::generate().unwrap();
+        let certificate = match issuer {
+            Some(issuer) => params.signed_by(&key, &issuer.certificate, &issuer.key),
+            None => params.self_signed(&key),
+        };
+        Authority {
+            certificate: certificate.unwrap(),
+            key,
+        }
+    }
+
+    impl Authority {
+        fn client(&self, serial: u64, usage: ExtendedKeyUsagePurpose) -> CertificateDer<'static> {
+            let mut params = params("alice", serial);
+            params.extended_key_usages = vec![usage];
+            let key = KeyPair::generate().unwrap();
+            let client = params
+                .signed_by(&key, &self.certificate, &self.key)
+                .unwrap();
+            client.der().clone()
+        }
+
+        fn list(&self, revoked: &[u64]) -> rcgen::CertificateRevocationList {
+            let revoked = revoked.iter().map(|serial| RevokedCertParams {
+                serial_number: (*serial).into(),
+                revocation_time: date_time_ymd(2026, 2, 1),
+                reason_code: None,
+                invalidity_date: None,
+            });
+            CertificateRevocationListParams {
+                this_update: date_time_ymd(2026, 1, 1),
+                next_update: date_time_ymd(2026, 7, 1),
+                crl_number: 1.into(),
+                issuing_distribution_point: None,
+                revoked_certs: revoked.collect(),
+                key_identifier_method: KeyIdMethod::Sha256,
+            }
+            .signed_by(&self.certificate, &self.key)
+            .unwrap()
+        }
+    }
+
+    fn provider() -> Arc<CryptoProvider> {
+        Arc::new(rustls::crypto::ring::default_provider())
+    }
+
+    fn file<'a>(name: &'a str, bytes: &'a [u8]) -> TrustFile<'a> {
+        let path = Path::new(name);
+        TrustFile { path, bytes }
+    }
+
+    fn verifier_of(
+        authorities: &str,
+        lists: &[&[u8]],
+    ) -> Result<Arc<dyn ClientCertVerifier>, String> {
+        let lists: Vec<_> = lists.iter().map(|bytes| file("crl", bytes)).collect();
+        let authorities = file("ca", authorities.as_bytes());
+        verifier(authorities, &lists, ClientDemand::Require, &provider(), NOW)
+            .map_err(|error| error.to_string())
+    }
+
+    fn verdict(
+        verifier: &dyn ClientCertVerifier,
+        chain: &[&CertificateDer<'static>],
+        now: i64,
+    ) -> Result<(), rustls::Error> {
+        let now = UnixTime::since_unix_epoch(Duration::from_secs(now.unsigned_abs()));
+        let others: Vec<_> = chain[1..].iter().map(|one| (*one).clone()).collect();
+        verifier
+            .verify_client_cert(chain[0], &others, now)
+            .map(drop)
+    }
+
+    fn kind(verdict: Result<(), rustls::Error>) -> String {
+        let rustls::Error::InvalidCertificate(error) = verdict.unwrap_err() else {
+            panic!("not about the certificate");
+        };
+        let text = format!("{error:?}");
+        let end = text.find([' ', '{']).unwrap_or(text.len());
+        text[..end].to_owned()
+    }
+
+    #[test]
+    fn only_a_certificate_of_our_authority_for_clients_and_in_force_is_accepted() {
+        let (ours, other) = (authority("ours", 1, None), authority("other", 2, None));
+        let verifier = verifier_of(&ours.certificate.pem(), &[]).unwrap();
+        let good = ours.client(10, ExtendedKeyUsagePurpose::ClientAuth);
+        assert_eq!(verdict(&*verifier, &[&good], NOW), Ok(()));
+        for (certificate, now, words) in [
+            (&good, NOW + 300 * DAY, "ExpiredContext"),
+            (&good, NOW - 300 * DAY, "NotValidYetContext"),
+            (
+                &other.client(10, ExtendedKeyUsagePurpose::ClientAuth),
+                NOW,
+                "UnknownIssuer",
+            ),
+            (
+                &ours.client(11, ExtendedKeyUsagePurpose::ServerAuth),
+                NOW,
+                "InvalidPurposeContext",
+            ),
+        ] {
+            assert_eq!(kind(verdict(&*verifier, &[certificate], now)), words);
+        }
+    }
+
+    #[test]
+    fn with_lists_each_certificate_of_the_chain_needs_one_in_force() {
+        let root = authority("root", 1, None);
+        let middle = authority("middle", 2, Some(&root));
+        let client = middle.client(10, ExtendedKeyUsagePurpose::ClientAuth);
+        let chain = [&client, middle.certificate.der()];
+        let (of_root, of_middle) = (root.list(&[]), middle.list(&[99]));
+        let judge = |lists: &[&[u8]], now| {
+            let verifier = verifier_of(&root.certificate.pem(), lists).unwrap();
+            verdict(&*verifier, &chain, now)
+        };
+        let both = [of_root.pem().unwrap() + &of_middle.pem().unwrap()];
+        assert_eq!(judge(&[], NOW), Ok(()));
+        assert_eq!(judge(&[both[0].as_bytes()], NOW), Ok(()));
+        // In DER, and each in its own file.
+        let (der_of_root, der_of_middle) = (of_root.der(), of_middle.der());
+        assert_eq!(judge(&[der_of_root, der_of_middle], NOW), Ok(()));
+
+        assert_eq!(
+            kind(judge(&[der_of_middle], NOW)),
+            "UnknownRevocationStatus"
+        );
+        assert_eq!(kind(judge(&[der_of_root], NOW)), "UnknownRevocationStatus");
+        assert_eq!(
+            kind(judge(&[der_of_root, der_of_middle], NOW + 60 * DAY)),
+            "ExpiredRevocationListContext"
+        );
+        assert_eq!(
+            kind(judge(&[der_of_root, middle.list(&[10]).der()], NOW)),
+            "Revoked"
+        );
+        assert_eq!(
+            kind(judge(&[root.list(&[2]).der(), der_of_middle], NOW)),
+            "Revoked"
+        );
+    }
+
+    #[test]
+    fn a_request_leaves_the_choice_to_the_client_but_is_no_weaker() {
+        let ours = authority("ours", 1, None);
+        let pem = ours.certificate.pem();
+        let requested = verifier(
+            file("ca", pem.as_bytes()),
+            &[],
+            ClientDemand::Request,
+            &provider(),
+            NOW,
+        )
+        .unwrap();
+        assert!(requested.offer_client_auth() && !requested.client_auth_mandatory());
+        assert!(verifier_of(&pem, &[]).unwrap().client_auth_mandatory());
+        let foreign = authority("other", 1, None).client(1, ExtendedKeyUsagePurpose::ClientAuth);
+        assert_eq!(
+            verdict(&*requested, &[&foreign], NOW),
+            Err(CertificateError::UnknownIssuer.into())
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_used_is_named() {
+        let ours = authority("ours", 1, None);
+        let pem = ours.certificate.pem();
+        let leaf = params("leaf", 5)
+            .self_signed(&KeyPair::generate().unwrap())
+            .unwrap();
+        let refused =
+            |authorities: &str, lists: &[&[u8]]| verifier_of(authorities, lists).err().unwrap();
+        let ca = "cannot use client authorities 'ca' (--client-ca): ";
+        let none = "no certificate in PEM form (BEGIN CERTIFICATE) in it";
+        for empty in ["", "nonsense", &ours.key.serialize_pem()] {
+            assert_eq!(refused(empty, &[]), format!("{ca}{none}"));
+        }
+        assert!(
+            refused(&pem.replace("END", "FIN"), &[])
+                .starts_with(&format!("{ca}certificate 1: malformed PEM"))
+        );
+        let broken = "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n";
+        assert!(
+            refused(&(pem.clone() + broken), &[])
+                .starts_with(&format!("{ca}certificate 2: malformed"))
+        );
+        assert_eq!(
+            refused(&leaf.pem(), &[]),
+            format!(
+                "{ca}certificate 1: 'CN=leaf' is not an authority (no CA:TRUE in its basicConstraints)"
+            )
+        );
+        let crl = "cannot use revocation list 'crl' (--client-crl): ";
+        let list = ours.list(&[]);
+        for empty in [b"".as_slice(), b"nonsense", pem.as_bytes()] {
+            assert_eq!(
+                refused(&pem, &[list.der(), empty]),
+                format!(
+                    "{crl}no revocation list in it, neither in PEM form (BEGIN X509 CRL) nor in DER"
+                )
+            );
+        }
+        let cut = &list.der()[..list.der().len() - 1];
+        assert!(
+            refused(&pem, &[cut]).starts_with(&format!("{crl}provided CRL could not be parsed"))
+        );
+    }
+
+    #[test]
+    fn of_several_bad_lists_the_bad_one_is_named() {
+        let ours = authority("ours", 1, None);
+        let (pem, list) = (ours.certificate.pem(), ours.list(&[]));
+        let lists = [file("good.crl", list.der()), file("bad.crl", b"0nonsense")];
+        let error = verifier(
+            file("ca", pem.as_bytes()),
+            &lists,
+            ClientDemand::Require,
+            &provider(),
+            NOW,
+        );
+        let text = error.err().unwrap().to_string();
+        assert!(text.contains("'bad.crl'"), "{text}");
+    }
+
+    #[test]
+    fn an_authority_out_of_date_is_no_authority() {
+        let (old, new) = (authority("old", 1, None), authority("new", 2, None));
+        let of_2028 = NOW + 2 * 365 * DAY;
+        let pem = old.certificate.pem();
+        let verifier_at = |pem: &str, now| {
+            let authorities = file("ca", pem.as_bytes());
+            verifier(authorities, &[], ClientDemand::Require, &provider(), now)
+        };
+        let text = verifier_at(&pem, of_2028).err().unwrap().to_string();
+        assert!(
+            text.contains("(--client-ca): certificate 1: it expired on "),
+            "{text}"
+        );
+        // Beside one in force it is passed over.
+        let mut params = params("older", 3);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.not_after = date_time_ymd(2026, 2, 1);
+        let key = KeyPair::generate().unwrap();
+        let older = Authority {
+            certificate: params.self_signed(&key).unwrap(),
+            key,
+        };
+        let both = older.certificate.pem() + &new.certificate.pem();
+        let verifier = verifier_at(&both, NOW).unwrap();
+        let clients = [&new, &older].map(|one| one.client(9, ExtendedKeyUsagePurpose::ClientAuth));
+        assert_eq!(verdict(&*verifier, &[&clients[0]], NOW), Ok(()));
+        assert_eq!(
+            kind(verdict(&*verifier, &[&clients[1]], NOW)),
+            "UnknownIssuer"
+        );
+    }
+
+    #[test]
+    fn hints_are_few() {
+        let one = authority("ours", 1, None).certificate.pem();
+        assert_eq!(
+            verifier_of(&one, &[]).unwrap().root_hint_subjects().len(),
+            1
+        );
+        let long = "x".repeat(HINT_LIMIT / 2);
+        let two = authority(&long, 1, None).certificate.pem()
+            + &authority(&long, 2, None).certificate.pem();
+        assert_eq!(
+            verifier_of(&two, &[]).unwrap().root_hint_subjects().len(),
+            0
+        );
+    }
+
+    #[test]
+    fn the_binding_changes_with_each_input() {
+        let of = |authorities: &[u8], lists: &[&[u8]], demand| {
+            let lists: Vec<_> = lists.iter().map(|bytes| file("crl", bytes)).collect();
+            binding(file("ca", authorities), &lists, demand)
+        };
+        let all = [
+            of(b"ab", &[], ClientDemand::Request),
+            of(b"ab", &[], ClientDemand::Require),
+            of(b"a", &[b"b"], ClientDemand::Require),
+            of(b"", &[b"ab"], ClientDemand::Require),
+            of(b"", &[b"a", b"b"], ClientDemand::Require),
+            of(b"ab", &[b""], ClientDemand::Require),
+        ];
+        for (index, one) in all.iter().enumerate() {
+            assert!(!all[..index].contains(one), "{index}");
+        }
+        assert_eq!(all[0], of(b"ab", &[], ClientDemand::Request));
+    }
+}
