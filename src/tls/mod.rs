@@ -1,11 +1,26 @@
 //! rustls configured for IMAP, and its unbuffered connection: bytes in, bytes out; no descriptors.
 
+#[allow(
+    dead_code,
+    reason = "failures are logged as the library words them, so far"
+)]
+mod alert;
 #[allow(dead_code, reason = "client certificates are not asked for yet")]
 mod client_auth;
 #[allow(dead_code, reason = "client certificates are not asked for yet")]
 mod client_identity;
 #[allow(dead_code, reason = "client certificates are not asked for yet")]
 mod facts;
+#[allow(
+    dead_code,
+    reason = "failures are logged as the library words them, so far"
+)]
+mod failure;
+#[allow(
+    dead_code,
+    reason = "failures are logged as the library words them, so far"
+)]
+mod hello;
 mod hybrid;
 
 use std::sync::{Arc, OnceLock};
