@@ -13,16 +13,29 @@ pub enum StartTlsOffer {
     Withdrawn,
 }
 
+/// Whether the client may log in by the certificate that it has shown (AUTH=EXTERNAL, RFC 4422 appendix A).
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum ExternalAuth {
+    /// The backend is told who the client is: what it offers stays.
+    Kept,
+    /// Nobody knows who the client is.
+    Withdrawn,
+}
+
 /// Rewrites the capability list of a response line (without its end), if it has one: `* CAPABILITY ...`, or a
 /// `[CAPABILITY ...]` response code of a status response or a continuation request (RFC 3501 section 7.1). A line on
 /// which nothing needs to change comes back byte for byte.
 #[must_use]
-pub fn rewrite_capabilities(line: &[u8], offer: StartTlsOffer) -> Cow<'_, [u8]> {
+pub fn rewrite_capabilities(
+    line: &[u8],
+    offer: StartTlsOffer,
+    external: ExternalAuth,
+) -> Cow<'_, [u8]> {
     let Some(range) = list_range(line) else {
         return Cow::Borrowed(line);
     };
     let list = line.get(range.clone()).unwrap_or_default();
-    let Some(list) = rewritten_list(list, offer) else {
+    let Some(list) = rewritten_list(list, offer, external) else {
         return Cow::Borrowed(line);
     };
     let before = line.get(..range.start).unwrap_or_default();
@@ -67,7 +80,7 @@ fn code_range(mut reader: Reader<'_>) -> Option<Range<usize>> {
 }
 
 /// The list as the client is to see it; `None` if it is so already.
-fn rewritten_list(list: &[u8], offer: StartTlsOffer) -> Option<Vec<u8>> {
+fn rewritten_list(list: &[u8], offer: StartTlsOffer, external: ExternalAuth) -> Option<Vec<u8>> {
     let mut kept = Vec::with_capacity(list.len() + 16);
     let mut missing = offer == StartTlsOffer::Offered;
     let mut changed = false;
@@ -86,7 +99,7 @@ fn rewritten_list(list: &[u8], offer: StartTlsOffer) -> Option<Vec<u8>> {
             return changed.then_some(kept);
         }
         let is_starttls = token.eq_ignore_ascii_case(b"STARTTLS");
-        if is_starttls && !missing || is_untrue_behind_us(token) {
+        if is_starttls && !missing || is_untrue_behind_us(token, external) {
             changed = true;
             continue;
         }
@@ -95,22 +108,23 @@ fn rewritten_list(list: &[u8], offer: StartTlsOffer) -> Option<Vec<u8>> {
     }
 }
 
-/// Mechanisms that look at the TLS session, which the backend cannot: channel binding (RFC 5929, RFC 9266) and
-/// client certificates (RFC 4422 appendix A).
-fn is_untrue_behind_us(token: &[u8]) -> bool {
+/// Mechanisms that look at the TLS session, which the backend cannot: channel binding (RFC 5929, RFC 9266), and
+/// client certificates unless it is told about them (RFC 4422 appendix A).
+fn is_untrue_behind_us(token: &[u8], external: ExternalAuth) -> bool {
     match token.split_at_checked(5) {
         Some((prefix, mechanism)) => {
-            prefix.eq_ignore_ascii_case(b"AUTH=") && looks_at_tls(mechanism)
+            prefix.eq_ignore_ascii_case(b"AUTH=") && looks_at_tls(mechanism, external)
         }
         None => false,
     }
 }
 
-fn looks_at_tls(mechanism: &[u8]) -> bool {
+fn looks_at_tls(mechanism: &[u8], external: ExternalAuth) -> bool {
     let tail = mechanism
         .get(mechanism.len().saturating_sub(5)..)
         .unwrap_or_default();
-    mechanism.eq_ignore_ascii_case(b"EXTERNAL") || tail.eq_ignore_ascii_case(b"-PLUS")
+    let is_external = mechanism.eq_ignore_ascii_case(b"EXTERNAL");
+    (is_external && external == ExternalAuth::Withdrawn) || tail.eq_ignore_ascii_case(b"-PLUS")
 }
 
 /// Words on a line, one after the other.
@@ -150,8 +164,9 @@ mod tests {
     use super::*;
 
     fn rewritten(line: &str, offer: StartTlsOffer) -> String {
-        let once = rewrite_capabilities(line.as_bytes(), offer).into_owned();
-        let twice = rewrite_capabilities(&once, offer);
+        let once =
+            rewrite_capabilities(line.as_bytes(), offer, ExternalAuth::Withdrawn).into_owned();
+        let twice = rewrite_capabilities(&once, offer, ExternalAuth::Withdrawn);
         assert_eq!(twice, once, "not idempotent: {line:?}");
         String::from_utf8(once).unwrap()
     }

@@ -20,7 +20,7 @@ mod testing;
 #[cfg(test)]
 mod transcript_tests;
 
-pub use capability::{StartTlsOffer, rewrite_capabilities};
+pub use capability::{ExternalAuth, StartTlsOffer, rewrite_capabilities};
 pub use limits::ClientLimit;
 pub use preauth::Preauth;
 

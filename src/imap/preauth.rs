@@ -8,6 +8,7 @@ mod backend_side;
 mod client_side;
 
 use super::answer::{self, Answer, Effect, TlsService};
+use super::capability::ExternalAuth;
 use super::command::{CommandName, Tag};
 use super::framer::{Framer, Literal};
 use super::limits::{self, Budget, ClientLimit};
@@ -29,6 +30,7 @@ pub struct Preauth {
     client_ended: bool,
     backend: Framer,
     budget: Budget,
+    external: ExternalAuth,
     tls_service: TlsService,
 }
 
@@ -127,8 +129,18 @@ impl Preauth {
         Self::new(Phase::Secured, stage)
     }
 
+    /// The client is known by its certificate: what the backend offers for that stays.
+    #[must_use]
+    pub fn keeping_external_auth(self) -> Self {
+        Self {
+            external: ExternalAuth::Kept,
+            ..self
+        }
+    }
+
     fn new(phase: Phase, stage: Stage) -> Self {
         Self {
+            external: ExternalAuth::Withdrawn,
             phase,
             stage,
             reading: Reading::Command,

@@ -220,7 +220,7 @@ impl Preauth {
 
     fn pass_line(&mut self, line: &Line, offer: StartTlsOffer, actions: &mut Vec<Action>) {
         send_to_client(
-            rewrite_capabilities(&line.content, offer).into_owned(),
+            rewrite_capabilities(&line.content, offer, self.external).into_owned(),
             actions,
         );
         send_to_client(line.end.bytes().to_vec(), actions);
