@@ -2,7 +2,7 @@
 
 use std::ffi::{CString, OsStr, OsString};
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
@@ -12,12 +12,12 @@ use nix::unistd::{AccessFlags, Pid};
 
 use crate::activation::Addresses;
 use crate::channel::Channel;
-use crate::cli::OWN_VARIABLES;
+use crate::cli::{BackendUserChoice, OWN_VARIABLES};
 use crate::error::{EXIT_SETUP, EXIT_TEMPORARY, Error, reason};
 use crate::log::Log;
 use crate::sandbox::{BackendUser, close_all_but};
 use crate::sys;
-use crate::tls::{FACTS_LENGTH, Facts};
+use crate::tls::{ClientIdentity, FACTS_LENGTH, Facts};
 
 /// The program to become the backend: found, looked up and ready before anything is forked.
 #[derive(Debug)]
@@ -25,7 +25,16 @@ pub(crate) struct Program {
     arguments: Vec<CString>,
     environment: Vec<CString>,
     path: CString,
-    user: Option<BackendUser>,
+    user: User,
+}
+
+/// Whom the backend runs as.
+#[derive(Debug)]
+enum User {
+    AsStarted,
+    Known(BackendUser),
+    /// The client's certificate says.
+    OfCertificate,
 }
 
 /// A process that will become the backend when told to, and the connection that it will have then.
@@ -51,17 +60,21 @@ impl Program {
     /// `Setup` if it is not there or cannot be executed, or its user is unknown.
     pub(crate) fn prepare(
         command: &[OsString],
-        user: Option<&str>,
+        user: &BackendUserChoice,
         addresses: Option<&Addresses>,
     ) -> Result<Self, Error> {
-        let user = user.map(BackendUser::look_up).transpose()?;
+        let user = match user {
+            BackendUserChoice::AsStarted => User::AsStarted,
+            BackendUserChoice::Named(name) => User::Known(BackendUser::look_up(name)?),
+            BackendUserChoice::OfCertificate => User::OfCertificate,
+        };
         let name = command.first().map_or(OsStr::new(""), OsString::as_os_str);
         let path = find_program(name)?;
         let arguments = command
             .iter()
             .map(|argument| c_string(argument.as_bytes()))
             .collect::<Result<_, _>>()?;
-        let environment = environment(addresses, user.as_ref())?;
+        let environment = environment(addresses)?;
         Ok(Self {
             arguments,
             environment,
@@ -117,10 +130,7 @@ fn check_program(path: &Path) -> Result<(), String> {
 }
 
 /// What the superserver's environment keeps, less what is ours or could deceive the backend, plus the connection's addresses.
-fn environment(
-    addresses: Option<&Addresses>,
-    user: Option<&BackendUser>,
-) -> Result<Vec<CString>, Error> {
+fn environment(addresses: Option<&Addresses>) -> Result<Vec<CString>, Error> {
     let mut variables: Vec<(OsString, OsString)> = std::env::vars_os()
         .filter(|(name, _)| {
             !is_removed(name.as_bytes()) && !OWN_VARIABLES.iter().any(|own| name == own)
@@ -143,16 +153,6 @@ fn environment(
             set(name, value.into());
         }
     }
-    if let Some(user) = user {
-        for (name, value) in [
-            ("HOME", &user.home),
-            ("LOGNAME", &user.name),
-            ("SHELL", &user.shell),
-            ("USER", &user.name),
-        ] {
-            set(name, OsString::from_vec(value.as_bytes().to_vec()));
-        }
-    }
     variables
         .iter()
         .map(|(name, value)| variable(name.as_bytes(), value.as_bytes()))
@@ -161,6 +161,25 @@ fn environment(
 
 fn variable(name: &[u8], value: &[u8]) -> Result<CString, Error> {
     c_string(&[name, b"=", value].concat())
+}
+
+/// As login(1) sets them, in the place of those that the superserver had.
+fn set_user(environment: &mut Vec<CString>, user: &BackendUser) {
+    for (name, value) in [
+        ("HOME", &user.home),
+        ("LOGNAME", &user.name),
+        ("SHELL", &user.shell),
+        ("USER", &user.name),
+    ] {
+        environment.retain(|other| {
+            other
+                .as_bytes()
+                .strip_prefix(name.as_bytes())
+                .is_none_or(|rest| !rest.starts_with(b"="))
+        });
+        // Neither a name nor a value from passwd(5) contains a zero octet.
+        environment.extend(variable(name.as_bytes(), value.as_bytes()).ok());
+    }
 }
 
 /// A client could write `TCPREMOTEINFO` through its ident server; TLS facts are ours to state; what belongs to activation was
@@ -287,10 +306,14 @@ fn refuse_record(log: &Log) -> u8 {
 fn become_backend(program: &Program, log: &Log, socket: &OwnedFd, facts: Option<&Facts>) -> u8 {
     let mut environment = program.environment.clone();
     environment.extend(facts.map(tls_environment).unwrap_or_default());
-    let prepared = program
-        .user
-        .as_ref()
-        .map_or(Ok(()), BackendUser::assume)
+    let prepared = choose_user(program, facts)
+        .and_then(|user| {
+            if let Some(user) = &user {
+                set_user(&mut environment, user);
+                user.assume()?;
+            }
+            Ok(())
+        })
         .and_then(|()| {
             // After the ids: changing them clears it. Should the network process be killed, the backend is told to end.
             nix::sys::prctl::set_pdeathsig(Signal::SIGTERM).map_err(|error| {
@@ -322,6 +345,24 @@ fn become_backend(program: &Program, log: &Log, socket: &OwnedFd, facts: Option<
         reason(&error),
     ));
     EXIT_SETUP
+}
+
+/// Security: the network process examined the certificate, so a hole in it could name any user. It could not name root.
+fn choose_user(program: &Program, facts: Option<&Facts>) -> Result<Option<BackendUser>, Error> {
+    match &program.user {
+        User::AsStarted => Ok(None),
+        User::Known(user) => Ok(Some(user.clone())),
+        User::OfCertificate => {
+            let name = facts.and_then(Facts::client).and_then(ClientIdentity::user);
+            name.ok_or_else(|| {
+                Error::Client(
+                    "the client's certificate names no user (--backend-user-from-cert)".to_owned(),
+                )
+            })
+            .and_then(BackendUser::look_up_unprivileged)
+            .map(Some)
+        }
+    }
 }
 
 impl Backend {

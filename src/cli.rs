@@ -12,22 +12,41 @@ use clap::{ArgAction, CommandFactory as _, Parser};
 use crate::check::Format;
 use crate::error::Error;
 use crate::imap::Policy;
+use crate::keeper::{CERTIFICATES, CertificateFiles};
 use crate::log::{Destination, Verbosity};
+use crate::tls::{ClientDemand, OldestVersion, UnknownName};
 
 /// What one run of the program is to do.
 #[derive(Debug)]
 pub(crate) struct Options {
     pub(crate) backend: BackendChoice,
-    pub(crate) certificate: PathBuf,
+    /// Certificates by name (`--cert-dir`).
+    pub(crate) certificate_directory: Option<PathBuf>,
+    /// Best first; none only where there is a directory.
+    pub(crate) certificates: Vec<CertificateFiles>,
+    pub(crate) client_auth: Option<ClientAuth>,
     pub(crate) destination: Destination,
     pub(crate) handshake_timeout: Duration,
-    pub(crate) key: PathBuf,
     pub(crate) login_timeout: Duration,
     /// In octets of address space, for the network process and for the keeper.
     pub(crate) memory_limit: u64,
+    /// OCSP responses to staple.
+    pub(crate) ocsp: Vec<PathBuf>,
+    pub(crate) oldest_version: OldestVersion,
     pub(crate) policy: Policy,
     pub(crate) separation: Separation,
+    pub(crate) ticket_keys: Option<PathBuf>,
+    pub(crate) unknown_name: UnknownName,
     pub(crate) verbosity: Verbosity,
+}
+
+/// What is asked of clients' certificates.
+#[derive(Debug)]
+pub(crate) struct ClientAuth {
+    /// Certificates of the authorities that are trusted.
+    pub(crate) authorities: PathBuf,
+    pub(crate) demand: ClientDemand,
+    pub(crate) revocations: Vec<PathBuf>,
 }
 
 /// Who speaks IMAP.
@@ -35,11 +54,22 @@ pub(crate) struct Options {
 pub(crate) enum BackendChoice {
     /// An open descriptor (the old recipe's `-F 3`).
     Descriptor(RawFd),
-    /// A program to start, with its arguments, and the user to run it as, if not ours.
+    /// A program to start, with its arguments, and the user to run it as.
     Program {
         command: Vec<OsString>,
-        user: Option<String>,
+        user: BackendUserChoice,
     },
+}
+
+/// Whom the backend runs as.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) enum BackendUserChoice {
+    /// As we were started.
+    AsStarted,
+    /// This one (`--backend-user`).
+    Named(String),
+    /// The one whom the client's certificate names (`--backend-user-from-cert`).
+    OfCertificate,
 }
 
 /// What is given up.
@@ -56,7 +86,23 @@ pub(crate) enum Separation {
     Unprivileged,
 }
 
-#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
+enum VersionName {
+    #[value(name = "1.2")]
+    Tls12,
+    #[value(name = "1.3")]
+    Tls13,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
+enum DemandName {
+    /// A certificate is welcome
+    Request,
+    /// No session without one
+    Required,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
 enum PolicyName {
     /// STARTTLS before anything else is allowed
     Required,
@@ -96,24 +142,100 @@ struct Arguments {
         help_heading = "TLS"
     )]
     tls: PolicyName,
-    /// Certificate chain in PEM form, our own first
+    /// Certificate chain in PEM form; may be repeated
     #[arg(
         long,
         env = "IMAP_TLS_CERT",
         hide_env = true,
         value_name = "FILE",
+        value_delimiter = ':',
         help_heading = "TLS"
     )]
-    cert: Option<PathBuf>,
-    /// Private key in PEM form, for root's eyes only
+    cert: Vec<PathBuf>,
+    /// Private key of each --cert [default: in its file]
     #[arg(
         long,
         env = "IMAP_TLS_KEY",
         hide_env = true,
         value_name = "FILE",
+        value_delimiter = ':',
         help_heading = "TLS"
     )]
-    key: Option<PathBuf>,
+    key: Vec<PathBuf>,
+    /// Certificates by the name that the client wants
+    #[arg(
+        long,
+        env = "IMAP_TLS_CERT_DIR",
+        hide_env = true,
+        value_name = "DIR",
+        help_heading = "TLS"
+    )]
+    cert_dir: Option<PathBuf>,
+    /// Refuse clients that want another name or none
+    #[arg(long, env = "IMAP_TLS_STRICT_SNI", hide_env = true, value_parser = FalseyValueParser::new(), help_heading = "TLS")]
+    strict_sni: bool,
+    /// Oldest version, 1.2 or 1.3 [default: 1.2]
+    #[arg(
+        long,
+        env = "IMAP_TLS_MIN_TLS",
+        hide_env = true,
+        value_name = "VERSION",
+        value_enum,
+        hide_possible_values = true,
+        default_value = "1.2",
+        hide_default_value = true,
+        help_heading = "TLS"
+    )]
+    min_tls: VersionName,
+    /// Directory or file with ticket keys, for resumption
+    #[arg(
+        long,
+        env = "IMAP_TLS_TICKET_KEYS",
+        hide_env = true,
+        value_name = "PATH",
+        help_heading = "TLS"
+    )]
+    ticket_keys: Option<PathBuf>,
+    /// OCSP response of a --cert; may be repeated
+    #[arg(
+        long,
+        env = "IMAP_TLS_OCSP",
+        hide_env = true,
+        value_name = "FILE",
+        value_delimiter = ':',
+        help_heading = "TLS"
+    )]
+    ocsp: Vec<PathBuf>,
+    /// Authorities of client certificates, in PEM form
+    #[arg(
+        long,
+        env = "IMAP_TLS_CLIENT_CA",
+        hide_env = true,
+        value_name = "FILE",
+        help_heading = "TLS"
+    )]
+    client_ca: Option<PathBuf>,
+    /// Revocation list; may be repeated
+    #[arg(
+        long,
+        env = "IMAP_TLS_CLIENT_CRL",
+        hide_env = true,
+        value_name = "FILE",
+        value_delimiter = ':',
+        help_heading = "TLS"
+    )]
+    client_crl: Vec<PathBuf>,
+    /// request or required [default: required]
+    #[arg(
+        long,
+        env = "IMAP_TLS_CLIENT_CERT",
+        hide_env = true,
+        value_name = "DEMAND",
+        value_enum,
+        hide_possible_values = true,
+        help_heading = "TLS"
+    )]
+    client_cert: Option<DemandName>,
 
     /// User who reads from the network [default: imap-tls]
     #[arg(
@@ -157,15 +279,6 @@ struct Arguments {
         help_heading = "Separation"
     )]
     chroot: PathBuf,
-    /// User who runs BACKEND [default: as started]
-    #[arg(
-        long,
-        env = "IMAP_TLS_BACKEND_USER",
-        hide_env = true,
-        value_name = "USER",
-        help_heading = "Separation"
-    )]
-    backend_user: Option<String>,
     /// Address space per process [default: 32M]
     #[arg(long, env = "IMAP_TLS_MEMORY_LIMIT", hide_env = true, default_value = "32M", hide_default_value = true, value_name = "SIZE", value_parser = parse_size, help_heading = "Separation")]
     memory_limit: u64,
@@ -179,6 +292,18 @@ struct Arguments {
     )]
     unprivileged: bool,
 
+    /// User who runs BACKEND [default: as started]
+    #[arg(
+        long,
+        env = "IMAP_TLS_BACKEND_USER",
+        hide_env = true,
+        value_name = "USER",
+        help_heading = "Backend"
+    )]
+    backend_user: Option<String>,
+    /// Or the user that the client's certificate names
+    #[arg(long, env = "IMAP_TLS_BACKEND_USER_FROM_CERT", hide_env = true, value_parser = FalseyValueParser::new(), help_heading = "Backend")]
+    backend_user_from_cert: bool,
     /// Use this open descriptor, start no BACKEND
     #[arg(long, env = "IMAP_TLS_BACKEND_FD", hide_env = true, value_name = "N", value_parser = clap::value_parser!(RawFd).range(3..), help_heading = "Backend")]
     backend_fd: Option<RawFd>,
@@ -248,8 +373,13 @@ pub(crate) const OWN_VARIABLES: &[&str] = &[
     "IMAP_TLS_BACKEND",
     "IMAP_TLS_BACKEND_FD",
     "IMAP_TLS_BACKEND_USER",
+    "IMAP_TLS_BACKEND_USER_FROM_CERT",
     "IMAP_TLS_CERT",
+    "IMAP_TLS_CERT_DIR",
     "IMAP_TLS_CHROOT",
+    "IMAP_TLS_CLIENT_CA",
+    "IMAP_TLS_CLIENT_CERT",
+    "IMAP_TLS_CLIENT_CRL",
     "IMAP_TLS_GROUP",
     "IMAP_TLS_HANDSHAKE_TIMEOUT",
     "IMAP_TLS_KEEPER_USER",
@@ -257,7 +387,11 @@ pub(crate) const OWN_VARIABLES: &[&str] = &[
     "IMAP_TLS_LOG",
     "IMAP_TLS_LOGIN_TIMEOUT",
     "IMAP_TLS_MEMORY_LIMIT",
+    "IMAP_TLS_MIN_TLS",
+    "IMAP_TLS_OCSP",
     "IMAP_TLS_QUIET",
+    "IMAP_TLS_STRICT_SNI",
+    "IMAP_TLS_TICKET_KEYS",
     "IMAP_TLS_TLS",
     "IMAP_TLS_UNPRIVILEGED",
     "IMAP_TLS_USER",
@@ -334,10 +468,20 @@ fn one_line(text: &str) -> String {
 
 impl Arguments {
     fn validate(self, is_root: bool) -> Result<Options, Error> {
-        let required = |file: Option<PathBuf>, option, what| {
-            file.ok_or_else(|| Error::Usage(format!("no {what}: name its file with {option}")))
-        };
-        let backend = choose_backend(self.backend, self.backend_fd, self.backend_user)?;
+        let client_auth = choose_client_auth(self.client_ca, self.client_crl, self.client_cert)?;
+        let backend_user = choose_backend_user(
+            self.backend_user,
+            self.backend_user_from_cert,
+            client_auth.as_ref(),
+            self.tls,
+        )?;
+        let backend = choose_backend(self.backend, self.backend_fd, backend_user)?;
+        let certificates = pair_certificates(self.cert, self.key, self.cert_dir.is_some())?;
+        if certificates.is_empty() && !self.ocsp.is_empty() {
+            return Err(Error::Usage(
+                "--ocsp is about a --cert, and there is none".to_owned(),
+            ));
+        }
         let separation = match (is_root, self.unprivileged) {
             (true, false) => Separation::Full {
                 chroot: self.chroot,
@@ -359,12 +503,21 @@ impl Arguments {
                 ));
             }
         };
-        if let (Separation::Unprivileged, BackendChoice::Program { user: Some(_), .. }) =
-            (&separation, &backend)
-        {
-            return Err(Error::Usage(
-                "--backend-user needs root, so it conflicts with --unprivileged".to_owned(),
-            ));
+        let option = match &backend {
+            BackendChoice::Program {
+                user: BackendUserChoice::Named(_),
+                ..
+            } => Some("--backend-user"),
+            BackendChoice::Program {
+                user: BackendUserChoice::OfCertificate,
+                ..
+            } => Some("--backend-user-from-cert"),
+            _ => None,
+        };
+        if let (Separation::Unprivileged, Some(option)) = (&separation, option) {
+            return Err(Error::Usage(format!(
+                "{option} needs root, so it conflicts with --unprivileged"
+            )));
         }
         if self.memory_limit < MEMORY_LIMIT_LEAST {
             return Err(Error::Usage(format!(
@@ -375,18 +528,30 @@ impl Arguments {
         }
         Ok(Options {
             backend,
-            certificate: required(self.cert, "--cert", "certificate")?,
+            certificate_directory: self.cert_dir,
+            certificates,
+            client_auth,
             destination: self.log,
             handshake_timeout: self.handshake_timeout,
-            key: required(self.key, "--key", "private key")?,
             login_timeout: self.login_timeout,
             memory_limit: self.memory_limit,
+            ocsp: self.ocsp,
+            oldest_version: match self.min_tls {
+                VersionName::Tls12 => OldestVersion::Tls12,
+                VersionName::Tls13 => OldestVersion::Tls13,
+            },
             policy: match self.tls {
                 PolicyName::Required => Policy::Required,
                 PolicyName::Optional => Policy::Optional,
                 PolicyName::Implicit => Policy::Implicit,
             },
             separation,
+            ticket_keys: self.ticket_keys,
+            unknown_name: if self.strict_sni {
+                UnknownName::Refused
+            } else {
+                UnknownName::Default
+            },
             verbosity: match (self.quiet, self.verbose) {
                 (true, _) => Verbosity::Quiet,
                 (false, false) => Verbosity::Normal,
@@ -399,10 +564,92 @@ impl Arguments {
 /// Less than this and the program's own code and libraries do not fit.
 const MEMORY_LIMIT_LEAST: u64 = 16 << 20;
 
+/// Each certificate with its key: as many of one as of the other, or all keys in the certificates' files.
+fn pair_certificates(
+    certificates: Vec<PathBuf>,
+    keys: Vec<PathBuf>,
+    has_directory: bool,
+) -> Result<Vec<CertificateFiles>, Error> {
+    let usage = |text: String| Err(Error::Usage(text));
+    match (certificates.len(), keys.len()) {
+        (0, 0) if has_directory => {}
+        (0, _) => return usage("no certificate: name its file with --cert".to_owned()),
+        (count, _) if count > CERTIFICATES => {
+            return usage(format!(
+                "--cert is given {count} times: more than {CERTIFICATES} are for --cert-dir"
+            ));
+        }
+        (_, 0) => {}
+        (certificates, keys) if certificates != keys => {
+            return usage(format!(
+                "--cert is given {certificates} times and --key {keys} times: each certificate needs its key, in the same \
+                 order, or every key is in its certificate's file"
+            ));
+        }
+        _ => {}
+    }
+    let mut keys = keys.into_iter();
+    let pair = |certificate| CertificateFiles {
+        certificate,
+        key: keys.next(),
+    };
+    Ok(certificates.into_iter().map(pair).collect())
+}
+
+fn choose_client_auth(
+    authorities: Option<PathBuf>,
+    revocations: Vec<PathBuf>,
+    demand: Option<DemandName>,
+) -> Result<Option<ClientAuth>, Error> {
+    let Some(authorities) = authorities else {
+        let option = match (demand, revocations.is_empty()) {
+            (Some(_), _) => "--client-cert",
+            (None, false) => "--client-crl",
+            (None, true) => return Ok(None),
+        };
+        return Err(Error::Usage(format!(
+            "{option} without --client-ca: name the file with the authorities' certificates"
+        )));
+    };
+    Ok(Some(ClientAuth {
+        authorities,
+        demand: match demand {
+            Some(DemandName::Request) => ClientDemand::Request,
+            Some(DemandName::Required) | None => ClientDemand::Require,
+        },
+        revocations,
+    }))
+}
+
+/// A certificate names the user only where every session has one: under `optional` the first backend starts before TLS.
+fn choose_backend_user(
+    named: Option<String>,
+    is_of_certificate: bool,
+    client_auth: Option<&ClientAuth>,
+    policy: PolicyName,
+) -> Result<BackendUserChoice, Error> {
+    const OPTION: &str = "--backend-user-from-cert";
+    let demand = client_auth.map(|client_auth| client_auth.demand);
+    match (is_of_certificate, named) {
+        (false, None) => Ok(BackendUserChoice::AsStarted),
+        (false, Some(name)) => Ok(BackendUserChoice::Named(name)),
+        (true, Some(_)) => Err(Error::Usage(format!(
+            "{OPTION} and --backend-user exclude each other"
+        ))),
+        (true, None) if demand != Some(ClientDemand::Require) => Err(Error::Usage(format!(
+            "{OPTION} needs a certificate from every client: --client-ca FILE and --client-cert required"
+        ))),
+        (true, None) if policy == PolicyName::Optional => Err(Error::Usage(format!(
+            "{OPTION} needs TLS, so it conflicts with --tls optional"
+        ))),
+        (true, None) => Ok(BackendUserChoice::OfCertificate),
+    }
+}
+
 fn choose_backend(
     arguments: Vec<OsString>,
     descriptor: Option<RawFd>,
-    user: Option<String>,
+    user: BackendUserChoice,
 ) -> Result<BackendChoice, Error> {
     let command = match (arguments.is_empty(), descriptor) {
         (true, None) => split_at_spaces(&std::env::var_os(BACKEND_VARIABLE).unwrap_or_default()),
@@ -412,7 +659,7 @@ fn choose_backend(
         (Some(_), false) => Err(Error::Usage(
             "--backend-fd and a BACKEND to start exclude each other".to_owned(),
         )),
-        (Some(_), true) if user.is_some() => Err(Error::Usage(
+        (Some(_), true) if user != BackendUserChoice::AsStarted => Err(Error::Usage(
             "--backend-user is for a BACKEND to start, not for --backend-fd".to_owned(),
         )),
         (Some(number), true) => Ok(BackendChoice::Descriptor(number)),
@@ -479,7 +726,7 @@ mod tests {
         assert_eq!(options.memory_limit, 32 << 20);
         let BackendChoice::Program {
             command,
-            user: None,
+            user: BackendUserChoice::AsStarted,
         } = options.backend
         else {
             panic!()
@@ -516,7 +763,32 @@ mod tests {
         for (words, is_root, expected) in [
             ("", true, "BACKEND"),
             ("--key k imapd", true, "--cert"),
-            ("--cert c imapd", true, "--key"),
+            ("--key k --cert-dir d imapd", true, "--cert"),
+            ("--cert a --cert b --key k imapd", true, "--key"),
+            ("--cert c --min-tls 1.1 imapd", true, "--min-tls"),
+            ("--cert-dir d --ocsp o imapd", true, "--ocsp"),
+            ("--cert c --client-cert request imapd", true, "--client-ca"),
+            ("--cert c --client-crl l imapd", true, "--client-ca"),
+            (
+                "--cert c --backend-user-from-cert imapd",
+                true,
+                "--client-ca",
+            ),
+            (
+                "--cert c --client-ca a --client-cert request --backend-user-from-cert imapd",
+                true,
+                "--client-cert required",
+            ),
+            (
+                "--cert c --client-ca a --tls optional --backend-user-from-cert imapd",
+                true,
+                "--tls optional",
+            ),
+            (
+                "--cert c --client-ca a --backend-user u --backend-user-from-cert imapd",
+                true,
+                "--backend-user",
+            ),
             (
                 "--cert c --key k --backend-fd 3 imapd",
                 true,
@@ -567,6 +839,24 @@ mod tests {
             assert!(message.contains(expected), "{words}: {message}");
             assert!(!message.contains('\n'), "{message}");
         }
+    }
+
+    #[test]
+    fn certificates_and_keys_go_in_pairs_or_in_one_file() {
+        let pairs = |words| {
+            let options = parse_words(words, true).unwrap();
+            let pairs = options.certificates.into_iter();
+            pairs
+                .map(|files| (files.certificate, files.key))
+                .collect::<Vec<_>>()
+        };
+        let pair = |certificate: &str, key: Option<&str>| (certificate.into(), key.map(Into::into));
+        assert_eq!(pairs("--cert c imapd"), [pair("c", None)]);
+        assert_eq!(
+            pairs("--cert c:d --key k --key l imapd"),
+            [pair("c", Some("k")), pair("d", Some("l"))]
+        );
+        assert_eq!(pairs("--cert-dir d imapd"), []);
     }
 
     #[test]

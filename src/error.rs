@@ -2,9 +2,11 @@
 
 use std::fmt;
 
-/// A fault that ends the program before or beside a session. Faults of the client are not errors: they are endings.
+/// A fault that ends the program before or beside a session. Most faults of the client are not errors: they are endings.
 #[derive(Debug)]
 pub(crate) enum Error {
+    /// What a client asks for is refused; nothing here is wrong.
+    Client(String),
     /// The machine's set-up is wrong; the text names the option that mends it.
     Setup(String),
     /// The system refused something that may work the next time.
@@ -24,9 +26,11 @@ impl Error {
         Self::System(format!("{tried}: {reason}"))
     }
 
-    /// 100 for what the administrator has to mend, 111 for what may pass: the UCSPI convention.
+    /// 0 for what a client did, 100 for what the administrator has to mend, 111 for what may pass: the UCSPI convention.
     pub(crate) fn exit_status(&self) -> u8 {
         match self {
+            // A client cannot make a service fail (DESIGN promise 11).
+            Self::Client(_) => 0,
             Self::Setup(_) | Self::Usage(_) => EXIT_SETUP,
             Self::System(_) => EXIT_TEMPORARY,
         }
@@ -36,7 +40,9 @@ impl Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Setup(text) | Self::System(text) | Self::Usage(text) => f.write_str(text),
+            Self::Client(text) | Self::Setup(text) | Self::System(text) | Self::Usage(text) => {
+                f.write_str(text)
+            }
         }
     }
 }

@@ -19,14 +19,18 @@ mod channel;
 mod check;
 mod cli;
 mod error;
+mod files;
+pub mod host_name;
 pub mod imap;
 pub mod keeper;
 mod log;
 mod relay;
 mod sandbox;
 mod session;
+mod setup;
 mod sys;
 mod tls;
+mod trust;
 
 /// The options, for the man page and the shells' completions.
 pub fn command_line() -> clap::Command {

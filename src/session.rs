@@ -11,12 +11,12 @@ use crate::check::{self, check};
 use crate::cli::{self, BackendChoice, Options, Request, Separation};
 use crate::error::{EXIT_SETUP, Error, reason};
 use crate::imap::Policy;
-use crate::keeper::{KeeperClient, KeeperFiles};
 use crate::log::{Destination, Log, Verbosity};
 use crate::relay::{self, BackendSource, Children, Parts};
 use crate::sandbox::{self, Confinement, FileGrowth, Identity, Plan, Role};
+use crate::setup::{set_up_tls, start_keeper};
 use crate::sys;
-use crate::tls::Tls;
+use crate::trust::Trust;
 
 /// Runs the program; returns its exit status.
 pub(crate) fn run() -> u8 {
@@ -112,15 +112,12 @@ fn session(
         BackendChoice::Descriptor(_) => None,
         BackendChoice::Program { command, user } => Some(Program::prepare(
             command,
-            user.as_deref(),
+            user,
             connection.addresses.as_ref(),
         )?),
     };
-    let files = KeeperFiles {
-        certificate: &options.certificate,
-        key: &options.key,
-    };
-    let keeper = KeeperClient::start(&files, plans.keeper)?;
+    let trust = options.client_auth.as_ref().map(Trust::read).transpose()?;
+    let keeper = start_keeper(options, trust.as_ref(), plans.keeper)?;
     let backend = start_backend(options, program.as_ref(), log)?;
     // After the forks, which would hand the blocked signals down.
     let children = Children::watch()?;
@@ -139,9 +136,11 @@ fn session(
             })
             .unwrap_or_else(|| Err(Error::System("the keeper's socket is gone".to_owned())))?
     };
-    let tls = keeper.introduction().and_then(|certified| {
-        Tls::new(certified)
-            .map_err(|error| Error::setup("cannot use the certificate (--cert)", error))
+    let tls = keeper.introduction().and_then(|offer| {
+        for warning in &offer.warnings {
+            log.warning(warning);
+        }
+        set_up_tls(options, offer, trust.as_ref())
     });
     let result = tls.map(|tls| {
         let parts = Parts {

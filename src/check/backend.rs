@@ -7,7 +7,7 @@ use nix::poll::{PollFd, PollFlags};
 use super::{Level, Report};
 use crate::backend::{Backend, Launcher, Program};
 use crate::channel::Received;
-use crate::cli::{BackendChoice, Options};
+use crate::cli::{BackendChoice, BackendUserChoice, Options};
 use crate::error::Error;
 use crate::imap::Policy;
 use crate::log::{Destination, Escaped, Log, Verbosity};
@@ -24,7 +24,7 @@ pub(super) fn check_backend(report: &mut Report, options: &Options) {
         );
         return;
     };
-    let program = Program::prepare(command, user.as_deref(), None);
+    let program = Program::prepare(command, user, None);
     let name = command
         .first()
         .map(|name| name.to_string_lossy().into_owned())
@@ -33,6 +33,10 @@ pub(super) fn check_backend(report: &mut Report, options: &Options) {
     else {
         return;
     };
+    if *user == BackendUserChoice::OfCertificate {
+        let text = "not started: it runs as the user whom a client's certificate names";
+        return report.add(Level::Ok, "backend", text);
+    }
     let log = Log::open(Destination::Stderr, Verbosity::Quiet, true);
     let greeting =
         Launcher::start(&program, &log).and_then(|launcher| greeting(launcher.go(None), &name));

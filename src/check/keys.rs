@@ -10,43 +10,132 @@ use x509_parser::extensions::GeneralName;
 
 use super::{Found, Level, Report, plan};
 use crate::cli::Options;
-use crate::keeper::{KeeperClient, KeeperFiles};
+use crate::error::{Error, reason};
+use crate::host_name::HostName;
+use crate::keeper::Offer;
 use crate::log::Escaped;
+use crate::setup::{set_up_tls, start_keeper};
+use crate::tls::Certified;
+use crate::trust::Trust;
 
 /// Below this, a certificate should have been renewed (they are, at a third of 90 days).
 const RENEWAL_DAYS: i64 = 30;
 
 pub(super) fn check_keys(report: &mut Report, options: &Options, found: Option<&Found<'_>>) {
-    check_key_file(report, &options.key, found);
-    let files = KeeperFiles {
-        certificate: &options.certificate,
-        key: &options.key,
-    };
-    let certified = plan(found, |found| found.keeper, options.memory_limit)
-        .and_then(|plan| KeeperClient::start(&files, plan))
-        .and_then(|keeper| {
-            let certified = keeper.introduction();
-            keeper.release();
-            let _ = nix::sys::wait::wait();
-            certified
-        });
-    let certified = report.take("certificate and key", certified, |certified| {
-        format!("they match; {} in the chain", certified.cert.len())
-    });
-    let Some(certified) = certified else { return };
-    let chain: Result<Vec<_>, _> = certified
-        .cert
-        .iter()
-        .map(|der| x509_parser::parse_x509_certificate(der).map(|(_, parsed)| parsed))
-        .collect();
-    match chain {
-        Ok(chain) => check_chain(report, &chain),
-        Err(error) => report.add(
-            Level::Error,
-            "certificate chain",
-            format!("a certificate is malformed: {error}"),
-        ),
+    for files in &options.certificates {
+        let path = files.key.as_ref().unwrap_or(&files.certificate);
+        check_key_file(report, path, found);
     }
+    let trust = match options.client_auth.as_ref().map(Trust::read).transpose() {
+        Ok(trust) => trust,
+        Err(error) => return report.add(Level::Error, "client certificates", error),
+    };
+    let offer = ask_keeper(options, trust.as_ref(), found, |offer| offer);
+    let praise = |offer: &Offer| match offer.certificates.as_slice() {
+        [one] => format!("they match; {} in the chain", one.key.cert.len()),
+        several => format!("{} of each, and they match", several.len()),
+    };
+    let Some(offer) = report.take("certificate and key", offer, praise) else {
+        return;
+    };
+    for certified in &offer.certificates {
+        check_certified(report, certified);
+    }
+    for warning in &offer.warnings {
+        report.add(Level::Warning, "tickets and OCSP", warning);
+    }
+    if offer.has_ticket_keys {
+        report.add(
+            Level::Ok,
+            "tickets",
+            "there are keys, so sessions are resumed",
+        );
+    }
+    if let Some(directory) = &options.certificate_directory {
+        check_directory(report, options, directory, found);
+    }
+    let tls = set_up_tls(options, offer, trust.as_ref());
+    report.take("TLS", tls, |_| {
+        "can be set up with these options".to_owned()
+    });
+}
+
+/// Has a keeper do what one does for a connection.
+fn ask_keeper<T>(
+    options: &Options,
+    trust: Option<&Trust>,
+    found: Option<&Found<'_>>,
+    ask: impl FnOnce(Offer) -> T,
+) -> Result<T, Error> {
+    let plan = plan(found, |found| found.keeper, options.memory_limit)?;
+    let keeper = start_keeper(options, trust, plan)?;
+    let result = keeper.introduction().map(ask);
+    keeper.release();
+    // And the opener, if there is one.
+    while nix::sys::wait::wait().is_ok() {}
+    result
+}
+
+fn check_certified(report: &mut Report, certified: &Certified) {
+    let mut chain = Vec::new();
+    for der in &certified.key.cert {
+        match x509_parser::parse_x509_certificate(der) {
+            Ok((_, parsed)) => chain.push(parsed),
+            Err(error) => {
+                let text = format!("a certificate is malformed: {error}");
+                return report.add(Level::Error, "certificate chain", text);
+            }
+        }
+    }
+    check_chain(report, &chain);
+    if certified.key.ocsp.is_some() {
+        report.add(Level::Ok, "OCSP response", "it is fresh, so it is stapled");
+    }
+}
+
+/// Each name in the directory, as a client would ask for it.
+fn check_directory(
+    report: &mut Report,
+    options: &Options,
+    directory: &Path,
+    found: Option<&Found<'_>>,
+) {
+    const SUBJECT: &str = "certificate directory";
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) => return report.add(Level::Error, SUBJECT, reason(&error)),
+    };
+    let mut count = 0;
+    for path in entries.flatten().map(|entry| entry.path()) {
+        let is_pem = path.extension().is_some_and(|extension| extension == "pem");
+        if !is_pem && !path.join("fullchain.pem").exists() {
+            continue;
+        }
+        let stem = if is_pem {
+            path.file_stem()
+        } else {
+            path.file_name()
+        };
+        let path = path.display();
+        let Some(name) = stem.and_then(|stem| HostName::or_wildcard(stem.to_str()?)) else {
+            let text = format!("'{path}' is not called after a host name, so it is never used");
+            report.add(Level::Warning, SUBJECT, text);
+            continue;
+        };
+        count += 1;
+        let ask = |offer: Offer| offer.keeper.certificate(&name.example());
+        match ask_keeper(options, None, found, ask) {
+            Ok(Ok(Some(certified))) => check_certified(report, &certified),
+            Ok(Ok(None)) => {
+                let text = format!("'{path}' holds no certificate for '{name}'");
+                report.add(Level::Warning, SUBJECT, text);
+            }
+            Ok(Err(why)) => report.add(Level::Error, SUBJECT, why),
+            Err(error) => report.add(Level::Error, SUBJECT, error),
+        }
+    }
+    let text = format!("'{}': {count} names", directory.display());
+    report.add(Level::Ok, SUBJECT, text);
 }
 
 fn check_key_file(report: &mut Report, path: &Path, found: Option<&Found<'_>>) {

@@ -1,180 +1,189 @@
-//! Sign request and reply, and the keeper's first message, as bytes: pure, fixed widths, every length checked before it is used.
+//! What passes between the network process and the keeper, as bytes: pure, every length checked before it is used.
+//!
+//! A message is an octet for its kind and its fields. A field is preceded by its length in four octets, except the last of a
+//! request or a reply, which goes to the end.
 
 use rustls::SignatureScheme;
 
-/// The longest sign request: TLS 1.2's two randoms and a P-384 point are 165 octets, TLS 1.3's context 146.
-pub const REQUEST_LIMIT: usize = 256;
-/// The longest reply: a signature of RSA-16384 and the status.
+use super::signing::{SIGN_LIMIT, SignRequest};
+use super::tickets::{PLAINTEXT_LIMIT, TICKET_LIMIT};
+use crate::host_name::{HostName, NAME_LIMIT};
+
+/// The longest request: a kind, a name and a ticket.
+pub const REQUEST_LIMIT: usize = 1 + 1 + NAME_LIMIT + TICKET_LIMIT;
+/// The longest reply to a signature, in octets: one of RSA-16384 and the kind.
 pub const REPLY_LIMIT: usize = 2049;
-/// The longest first message: certificate chains of real life are 2 to 10 KiB.
+/// The longest introduction, and the longest reply to any other request: certificate chains of real life are 2 to 10 KiB.
 pub const INTRODUCTION_LIMIT: usize = 128 * 1024;
 
-/// What the network process asks to be signed: the scheme in two octets, then the TLS message.
+/// What the network process asks for.
 #[derive(Debug, Eq, PartialEq)]
-pub struct SignRequest<'a> {
-    /// The signature scheme that the network process chose.
-    pub scheme: SignatureScheme,
-    /// The signature input of RFC 8446 section 4.4.3 or RFC 8422 section 5.4.
-    pub message: &'a [u8],
+pub enum Request<'a> {
+    /// The certificate for a name that is in the directory (`--cert-dir`).
+    Certificate(HostName),
+    /// What is sealed in a ticket; the name is the one that the client asks for now.
+    Open {
+        /// Empty where the client names none.
+        name: Option<HostName>,
+        /// As the client brought it.
+        ticket: &'a [u8],
+    },
+    /// A ticket for a session.
+    Seal {
+        /// Empty where the client named none.
+        name: Option<HostName>,
+        /// What rustls wants to find again.
+        session: &'a [u8],
+    },
+    /// A signature.
+    Sign(SignRequest<'a>),
 }
 
-impl<'a> SignRequest<'a> {
+impl<'a> Request<'a> {
+    const CERTIFICATE: u8 = 1;
+    const OPEN: u8 = 2;
+    const SEAL: u8 = 3;
+    const SIGN: u8 = 4;
+
     /// The request as bytes.
     pub fn encode(&self) -> Vec<u8> {
-        let mut bytes = u16::from(self.scheme).to_be_bytes().to_vec();
-        bytes.extend_from_slice(self.message);
-        bytes
+        match self {
+            Self::Certificate(name) => [&[Self::CERTIFICATE], name.as_str().as_bytes()].concat(),
+            Self::Open { name, ticket } => encode_named(Self::OPEN, name.as_ref(), ticket),
+            Self::Seal { name, session } => encode_named(Self::SEAL, name.as_ref(), session),
+            Self::Sign(request) => [&[Self::SIGN], request.encode().as_slice()].concat(),
+        }
     }
 
-    /// The request in `bytes`, if it is one of TLS 1.2 or 1.3 servers and of no other kind.
-    ///
-    /// Security: the keeper is an oracle for TLS handshakes, not for signatures in general. A hole in the network process
-    /// must not be able to have certificates, tokens or client authentications signed.
+    /// The request in `bytes`, if it is one of a permitted form.
     pub fn decode(bytes: &'a [u8]) -> Option<Self> {
-        if bytes.len() > REQUEST_LIMIT {
-            return None;
-        }
-        let (scheme, message) = bytes.split_first_chunk::<2>()?;
-        let scheme = SignatureScheme::from(u16::from_be_bytes(*scheme));
-        let is_permitted = match Form::of(message)? {
-            Form::Tls12 => is_tls12_scheme(scheme),
-            Form::Tls13 => is_tls13_scheme(scheme),
-        };
-        is_permitted.then_some(Self { scheme, message })
-    }
-}
-
-/// The two things that a TLS server signs.
-enum Form {
-    Tls12,
-    Tls13,
-}
-
-impl Form {
-    fn of(message: &[u8]) -> Option<Self> {
-        if is_tls13_signature_input(message) {
-            Some(Self::Tls13)
-        } else if is_tls12_signature_input(message) {
-            Some(Self::Tls12)
-        } else {
-            None
+        match bytes.split_first()? {
+            (&Self::CERTIFICATE, name) => {
+                let name = std::str::from_utf8(name).ok()?;
+                HostName::new(name).map(Self::Certificate)
+            }
+            (&Self::OPEN, rest) => {
+                let (name, ticket) = decode_named(rest, TICKET_LIMIT)?;
+                Some(Self::Open { name, ticket })
+            }
+            (&Self::SEAL, rest) => {
+                let (name, session) = decode_named(rest, PLAINTEXT_LIMIT)?;
+                Some(Self::Seal { name, session })
+            }
+            (&Self::SIGN, rest) if rest.len() <= SIGN_LIMIT => {
+                SignRequest::decode(rest).map(Self::Sign)
+            }
+            _ => None,
         }
     }
 }
 
-/// RFC 8446 section 4.4.3: 64 spaces, the context string, a zero octet, the transcript hash (SHA-256 or SHA-384).
-fn is_tls13_signature_input(message: &[u8]) -> bool {
-    const CONTEXT: &[u8] = b"TLS 1.3, server CertificateVerify\0";
-    let hash = message
-        .strip_prefix(&[b' '; 64])
-        .and_then(|rest| rest.strip_prefix(CONTEXT));
-    hash.is_some_and(|hash| matches!(hash.len(), 32 | 48))
+/// A name's length fits an octet.
+fn encode_named(kind: u8, name: Option<&HostName>, content: &[u8]) -> Vec<u8> {
+    let name = name.map_or("", HostName::as_str).as_bytes();
+    let length = u8::try_from(name.len()).unwrap_or(0);
+    [&[kind, length], name, content].concat()
 }
 
-/// RFC 8422 section 5.4: both randoms, then `ServerECDHParams` of a named curve, whose point has the curve's length.
-fn is_tls12_signature_input(message: &[u8]) -> bool {
-    const NAMED_CURVE: u8 = 3;
-    let Some((_randoms, parameters)) = message.split_first_chunk::<64>() else {
-        return false;
+fn decode_named(bytes: &[u8], limit: usize) -> Option<(Option<HostName>, &[u8])> {
+    let (&length, rest) = bytes.split_first()?;
+    let (name, content) = rest.split_at_checked(usize::from(length))?;
+    let name = match std::str::from_utf8(name).ok()? {
+        "" => None,
+        name => Some(HostName::new(name)?),
     };
-    let Some(([curve_type, group_high, group_low, length], point)) =
-        parameters.split_first_chunk::<4>()
-    else {
-        return false;
-    };
-    let expected = match u16::from_be_bytes([*group_high, *group_low]) {
-        23 => 65, // secp256r1, uncompressed
-        24 => 97, // secp384r1, uncompressed
-        29 => 32, // x25519
-        _ => return false,
-    };
-    *curve_type == NAMED_CURVE && usize::from(*length) == expected && point.len() == expected
-        // A 1.3 input must not pass for a 1.2 one: its prefix is what RFC 8446 section 4.4.3 has it for.
-        && !message.starts_with(&[b' '; 32])
+    (content.len() <= limit).then_some((name, content))
 }
-
-/// RFC 8446 section 4.2.3: no PKCS#1 v1.5 in TLS 1.3 handshakes.
-fn is_tls13_scheme(scheme: SignatureScheme) -> bool {
-    matches!(
-        scheme,
-        SignatureScheme::ECDSA_NISTP256_SHA256
-            | SignatureScheme::ECDSA_NISTP384_SHA384
-            | SignatureScheme::ED25519
-            | SignatureScheme::RSA_PSS_SHA256
-            | SignatureScheme::RSA_PSS_SHA384
-            | SignatureScheme::RSA_PSS_SHA512
-    )
-}
-
-/// TLS 1.2 adds PKCS#1 v1.5, never with SHA-1 (RFC 9155).
-fn is_tls12_scheme(scheme: SignatureScheme) -> bool {
-    is_tls13_scheme(scheme)
-        || matches!(
-            scheme,
-            SignatureScheme::RSA_PKCS1_SHA256
-                | SignatureScheme::RSA_PKCS1_SHA384
-                | SignatureScheme::RSA_PKCS1_SHA512
-        )
-}
-
-/// Every scheme that a keeper may offer, best first.
-pub const SCHEMES: &[SignatureScheme] = &[
-    SignatureScheme::ED25519,
-    SignatureScheme::ECDSA_NISTP256_SHA256,
-    SignatureScheme::ECDSA_NISTP384_SHA384,
-    SignatureScheme::RSA_PSS_SHA256,
-    SignatureScheme::RSA_PSS_SHA384,
-    SignatureScheme::RSA_PSS_SHA512,
-    SignatureScheme::RSA_PKCS1_SHA256,
-    SignatureScheme::RSA_PKCS1_SHA384,
-    SignatureScheme::RSA_PKCS1_SHA512,
-];
 
 /// The keeper's answer to a request.
 #[derive(Debug, Eq, PartialEq)]
 pub enum Reply<'a> {
-    /// Not a request of the permitted form, or one too many.
+    /// A certificate, which is one more than those shown before.
+    Certificate(Holding),
+    /// A set-up fault, in words for the log.
+    Fault(String),
+    /// No certificate is filed under that name; the ticket is none of ours, or too old.
+    Nothing,
+    /// What was sealed in the ticket.
+    Opened(&'a [u8]),
+    /// Not a request of a permitted form, or one too many.
     Refused,
+    /// The ticket.
+    Sealed(&'a [u8]),
     /// The signature.
     Signed(&'a [u8]),
 }
 
 impl<'a> Reply<'a> {
     const REFUSED: u8 = 0;
-    const SIGNED: u8 = 1;
+    const CERTIFICATE: u8 = 1;
+    const OPENED: u8 = 2;
+    const SEALED: u8 = 3;
+    const SIGNED: u8 = 4;
+    const NOTHING: u8 = 5;
+    const FAULT: u8 = 6;
 
     /// The reply as bytes.
     pub fn encode(&self) -> Vec<u8> {
-        match self {
-            Self::Refused => vec![Self::REFUSED],
-            Self::Signed(signature) => [&[Self::SIGNED], *signature].concat(),
-        }
+        let (kind, content): (u8, &[u8]) = match self {
+            Self::Certificate(holding) => {
+                return [vec![Self::CERTIFICATE], holding.encode()].concat();
+            }
+            Self::Fault(text) => (Self::FAULT, text.as_bytes()),
+            Self::Nothing => (Self::NOTHING, &[]),
+            Self::Opened(session) => (Self::OPENED, session),
+            Self::Refused => (Self::REFUSED, &[]),
+            Self::Sealed(ticket) => (Self::SEALED, ticket),
+            Self::Signed(signature) => (Self::SIGNED, signature),
+        };
+        [&[kind], content].concat()
     }
 
     /// The reply in `bytes`, if it is one.
     pub fn decode(bytes: &'a [u8]) -> Option<Self> {
         match bytes.split_first()? {
             (&Self::REFUSED, []) => Some(Self::Refused),
-            (&Self::SIGNED, signature) if !signature.is_empty() => Some(Self::Signed(signature)),
+            (&Self::NOTHING, []) => Some(Self::Nothing),
+            (&Self::CERTIFICATE, holding) => Holding::decode(holding).map(Self::Certificate),
+            (&Self::FAULT, text) => Some(Self::Fault(String::from_utf8_lossy(text).into_owned())),
+            (_, []) => None,
+            (&Self::OPENED, session) => Some(Self::Opened(session)),
+            (&Self::SEALED, ticket) => Some(Self::Sealed(ticket)),
+            (&Self::SIGNED, signature) => Some(Self::Signed(signature)),
             _ => None,
         }
     }
 }
 
-/// The keeper's first message: what it holds, or why it holds nothing.
+/// The keeper's first message: what it holds, or why it cannot serve.
 #[derive(Debug, Eq, PartialEq)]
 pub enum Introduction {
     /// A set-up fault, in words for the log.
     Fault(String),
-    /// A key and its certificate chain, examined and matching.
-    Ready(Holding),
+    /// Keys and their certificate chains, examined and matching.
+    Ready(Holdings),
 }
 
-/// The public side of what a keeper holds.
+/// The public side of all that a keeper holds.
 #[derive(Debug, Default, Eq, PartialEq)]
+pub struct Holdings {
+    /// The certificates named by `--cert`, in that order.
+    pub certificates: Vec<Holding>,
+    /// Whether tickets can be sealed and opened.
+    pub has_ticket_keys: bool,
+    /// What is wrong, but stops nobody: lines for the log.
+    pub warnings: Vec<String>,
+}
+
+/// The public side of one key.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Holding {
     /// The certificate chain in DER, our own certificate first.
     pub chain: Vec<Vec<u8>>,
+    /// The host names that our own certificate is for.
+    pub names: Vec<String>,
+    /// An OCSP response in DER for stapling; empty if there is none.
+    pub ocsp: Vec<u8>,
     /// What the key can sign with, best first.
     pub schemes: Vec<SignatureScheme>,
 }
@@ -183,196 +192,227 @@ impl Introduction {
     const FAULT: u8 = 0;
     const READY: u8 = 1;
 
-    /// The message as bytes: lists have a count, items a length of four octets.
+    /// The message as bytes.
     pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
         match self {
-            Self::Fault(text) => [&[Self::FAULT], text.as_bytes()].concat(),
-            Self::Ready(holding) => {
-                let mut bytes = vec![Self::READY];
-                let count = u8::try_from(holding.schemes.len()).unwrap_or(u8::MAX);
-                bytes.push(count);
-                for scheme in holding.schemes.iter().take(usize::from(count)) {
-                    bytes.extend(u16::from(*scheme).to_be_bytes());
-                }
-                for certificate in &holding.chain {
-                    bytes.extend(
-                        u32::try_from(certificate.len())
-                            .unwrap_or(u32::MAX)
-                            .to_be_bytes(),
-                    );
-                    bytes.extend_from_slice(certificate);
-                }
-                bytes
+            Self::Fault(text) => {
+                bytes.push(Self::FAULT);
+                bytes.extend_from_slice(text.as_bytes());
+            }
+            Self::Ready(holdings) => {
+                bytes.extend([Self::READY, u8::from(holdings.has_ticket_keys)]);
+                put_list(&mut bytes, holdings.warnings.iter().map(String::as_bytes));
+                put_list(
+                    &mut bytes,
+                    holdings.certificates.iter().map(Holding::encode),
+                );
             }
         }
+        bytes
     }
 
     /// The message in `bytes`, if it is one.
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         match bytes.split_first()? {
             (&Self::FAULT, text) => Some(Self::Fault(String::from_utf8_lossy(text).into_owned())),
-            (&Self::READY, rest) => Holding::decode(rest).map(Self::Ready),
+            (&Self::READY, rest) => {
+                let (&has_ticket_keys, mut rest) = rest.split_first()?;
+                let holdings = Holdings {
+                    warnings: take_list(&mut rest, text)?,
+                    certificates: take_list(&mut rest, Holding::decode)?,
+                    has_ticket_keys: has_ticket_keys != 0,
+                };
+                rest.is_empty().then_some(Self::Ready(holdings))
+            }
             _ => None,
         }
     }
 }
 
 impl Holding {
-    fn decode(bytes: &[u8]) -> Option<Self> {
-        let mut holding = Self::default();
-        let (&count, mut rest) = bytes.split_first()?;
-        for _ in 0..count {
-            let (scheme, tail) = rest.split_first_chunk::<2>()?;
-            holding
-                .schemes
-                .push(SignatureScheme::from(u16::from_be_bytes(*scheme)));
-            rest = tail;
-        }
-        while !rest.is_empty() {
-            let (length, tail) = rest.split_first_chunk::<4>()?;
-            let length = usize::try_from(u32::from_be_bytes(*length)).ok()?;
-            let (certificate, tail) = tail.split_at_checked(length)?;
-            holding.chain.push(certificate.to_vec());
-            rest = tail;
-        }
-        Some(holding)
+    fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        put_list(&mut bytes, &self.chain);
+        put_list(&mut bytes, self.names.iter().map(String::as_bytes));
+        put(&mut bytes, &self.ocsp);
+        put_list(
+            &mut bytes,
+            self.schemes
+                .iter()
+                .map(|scheme| u16::from(*scheme).to_be_bytes()),
+        );
+        bytes
     }
+
+    fn decode(mut rest: &[u8]) -> Option<Self> {
+        let holding = Self {
+            chain: take_list(&mut rest, |bytes| Some(bytes.to_vec()))?,
+            names: take_list(&mut rest, text)?,
+            ocsp: take(&mut rest)?.to_vec(),
+            schemes: take_list(&mut rest, |bytes| {
+                let number: &[u8; 2] = bytes.try_into().ok()?;
+                Some(SignatureScheme::from(u16::from_be_bytes(*number)))
+            })?,
+        };
+        // A key without a certificate is of no use to anybody.
+        (rest.is_empty() && !holding.chain.is_empty()).then_some(holding)
+    }
+}
+
+fn text(bytes: &[u8]) -> Option<String> {
+    std::str::from_utf8(bytes).ok().map(str::to_owned)
+}
+
+pub(super) fn put(bytes: &mut Vec<u8>, field: &[u8]) {
+    // Longer ones cannot come: files are limited far below.
+    let length = u32::try_from(field.len()).unwrap_or(u32::MAX);
+    bytes.extend(length.to_be_bytes());
+    bytes.extend_from_slice(field);
+}
+
+/// A list is a field that contains a field for each item.
+fn put_list<T: AsRef<[u8]>>(bytes: &mut Vec<u8>, items: impl IntoIterator<Item = T>) {
+    let mut list = Vec::new();
+    for item in items {
+        put(&mut list, item.as_ref());
+    }
+    put(bytes, &list);
+}
+
+pub(super) fn take<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
+    let (length, tail) = rest.split_first_chunk::<4>()?;
+    let length = usize::try_from(u32::from_be_bytes(*length)).ok()?;
+    let (field, tail) = tail.split_at_checked(length)?;
+    *rest = tail;
+    Some(field)
+}
+
+fn take_list<T>(rest: &mut &[u8], read: impl Fn(&[u8]) -> Option<T>) -> Option<Vec<T>> {
+    let mut list = take(rest)?;
+    let mut items = Vec::new();
+    while !list.is_empty() {
+        items.push(read(take(&mut list)?)?);
+    }
+    Some(items)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn tls13_input(hash: usize) -> Vec<u8> {
-        [
-            &[b' '; 64],
-            b"TLS 1.3, server CertificateVerify\0".as_slice(),
-            &vec![7; hash],
-        ]
-        .concat()
+    fn holding() -> Holding {
+        Holding {
+            chain: vec![vec![1; 700], vec![2; 3]],
+            names: vec!["mail.example".into(), "*.example".into()],
+            ocsp: vec![3; 40],
+            schemes: vec![SignatureScheme::ED25519, SignatureScheme::RSA_PSS_SHA256],
+        }
     }
 
-    fn tls12_input(group: u16, length: u8, point: usize) -> Vec<u8> {
-        let mut input = vec![9; 64];
-        input.push(3);
-        input.extend(group.to_be_bytes());
-        input.push(length);
-        input.extend(vec![4; point]);
-        input
-    }
-
-    fn is_accepted(scheme: SignatureScheme, message: &[u8]) -> bool {
-        SignRequest::decode(&SignRequest { scheme, message }.encode()).is_some()
+    fn name() -> Option<HostName> {
+        HostName::new("mail.example")
     }
 
     #[test]
-    fn only_what_a_tls_server_signs_is_a_request() {
-        let scheme = SignatureScheme::ECDSA_NISTP256_SHA256;
-        for (message, expected) in [
-            (tls13_input(32), true),
-            (tls13_input(48), true),
-            (tls13_input(31), false),
-            (tls13_input(64), false),
-            (tls13_input(0), false),
-            (
-                String::from_utf8(tls13_input(32))
-                    .unwrap()
-                    .replace("server", "client")
-                    .into_bytes(),
-                false,
-            ),
-            (tls12_input(29, 32, 32), true),
-            (tls12_input(23, 65, 65), true),
-            (tls12_input(24, 97, 97), true),
-            (tls12_input(23, 65, 64), false),
-            (tls12_input(23, 64, 64), false),
-            (tls12_input(25, 133, 133), false),
-            (tls12_input(29, 32, 33), false),
-            (Vec::new(), false),
-            (vec![b' '; 200], false),
-            (b"-----BEGIN CERTIFICATE REQUEST-----".to_vec(), false),
+    fn requests_survive_the_way() {
+        for request in [
+            Request::Certificate(name().unwrap()),
+            Request::Open {
+                name: None,
+                ticket: b"ticket",
+            },
+            Request::Open {
+                name: name(),
+                ticket: &[7; TICKET_LIMIT],
+            },
+            Request::Seal {
+                name: name(),
+                session: b"",
+            },
         ] {
-            assert_eq!(is_accepted(scheme, &message), expected, "{message:?}");
+            assert_eq!(Request::decode(&request.encode()), Some(request));
         }
     }
 
     #[test]
-    fn a_tls12_input_of_another_curve_type_is_refused() {
-        let mut message = tls12_input(29, 32, 32);
-        message[64] = 1;
-        assert!(!is_accepted(SignatureScheme::ED25519, &message));
-    }
-
-    #[test]
-    fn schemes_follow_the_version() {
-        for scheme in SCHEMES {
-            let is_pkcs1 = format!("{scheme:?}").contains("PKCS1");
-            assert_eq!(
-                is_accepted(*scheme, &tls13_input(32)),
-                !is_pkcs1,
-                "{scheme:?}"
-            );
-            assert!(is_accepted(*scheme, &tls12_input(29, 32, 32)), "{scheme:?}");
-        }
-        for scheme in [
-            SignatureScheme::RSA_PKCS1_SHA1,
-            SignatureScheme::ECDSA_SHA1_Legacy,
-            SignatureScheme::Unknown(0),
+    fn requests_out_of_form_are_none() {
+        let open = |length| {
+            let ticket = vec![7; length];
+            Request::Open {
+                name: name(),
+                ticket: &ticket,
+            }
+            .encode()
+        };
+        assert!(Request::decode(&open(TICKET_LIMIT)).is_some());
+        assert_eq!(Request::decode(&open(TICKET_LIMIT + 1)), None);
+        for bytes in [
+            b"".as_slice(),
+            &[0],
+            &[9, 1, 2],
+            &[1],
+            b"\x01../../etc/shadow",
+            b"\x01mail.example\0",
+            b"\x01*.example",
+            &[2],
+            &[2, 5, b'a'],
+            b"\x02\x02a/ticket",
+            b"\x03\x03\xff\xfe\xfdx",
+            &[4],
+            &[4, 0, 4, 3],
         ] {
-            assert!(!is_accepted(scheme, &tls12_input(29, 32, 32)), "{scheme:?}");
+            assert_eq!(Request::decode(bytes), None, "{bytes:?}");
         }
     }
 
     #[test]
-    fn oversized_and_truncated_requests_are_refused() {
-        let whole = SignRequest {
-            scheme: SignatureScheme::ED25519,
-            message: &tls13_input(48),
-        }
-        .encode();
-        for length in 0..whole.len() {
-            let is_shorter_hash = length == whole.len() - 16;
-            assert_eq!(
-                SignRequest::decode(&whole[..length]).is_some(),
-                is_shorter_hash,
-                "{length}"
-            );
-        }
-        assert!(SignRequest::decode(&vec![b' '; REQUEST_LIMIT + 1]).is_none());
-    }
-
-    #[test]
-    fn messages_survive_the_way() {
-        for reply in [Reply::Refused, Reply::Signed(b"signature")] {
+    fn replies_survive_the_way() {
+        for reply in [
+            Reply::Certificate(holding()),
+            Reply::Fault("why".into()),
+            Reply::Nothing,
+            Reply::Opened(b"session"),
+            Reply::Refused,
+            Reply::Sealed(b"ticket"),
+            Reply::Signed(b"signature"),
+        ] {
             assert_eq!(Reply::decode(&reply.encode()), Some(reply));
         }
-        assert_eq!(Reply::decode(&[1]), None);
-        assert_eq!(Reply::decode(&[0, 0]), None);
-        let holding = Holding {
-            chain: vec![vec![1; 700], vec![2; 3]],
-            schemes: vec![SignatureScheme::ED25519],
-        };
-        for introduction in [
-            Introduction::Fault("why".into()),
-            Introduction::Ready(holding),
+        for bytes in [
+            b"".as_slice(),
+            &[1],
+            &[2],
+            &[3],
+            &[4],
+            &[0, 0],
+            &[5, 0],
+            &[9, 9],
         ] {
-            assert_eq!(
-                Introduction::decode(&introduction.encode()),
-                Some(introduction)
-            );
+            assert_eq!(Reply::decode(bytes), None, "{bytes:?}");
         }
     }
 
     #[test]
-    fn a_damaged_introduction_is_none() {
-        let holding = Holding {
-            chain: vec![vec![1; 70]],
-            schemes: vec![SignatureScheme::ED25519],
-        };
-        let whole = Introduction::Ready(holding).encode();
-        // With no certificate at all the message is complete too; the reader asks for one.
-        for length in (0..whole.len()).filter(|&length| length != 4) {
+    fn introductions_survive_the_way_and_nothing_less() {
+        let ready = Introduction::Ready(Holdings {
+            certificates: vec![
+                holding(),
+                Holding {
+                    names: vec![],
+                    ocsp: vec![],
+                    ..holding()
+                },
+            ],
+            has_ticket_keys: true,
+            warnings: vec!["a".into()],
+        });
+        let whole = ready.encode();
+        assert_eq!(Introduction::decode(&whole), Some(ready));
+        for length in 0..whole.len() {
             assert_eq!(Introduction::decode(&whole[..length]), None, "{length}");
         }
+        let fault = Introduction::Fault("why".into());
+        assert_eq!(Introduction::decode(&fault.encode()), Some(fault));
     }
 }

@@ -1,25 +1,30 @@
-//! The keeper: the one process that holds the private key. Started and asked from here.
+//! The keeper: the one process that holds private keys and ticket keys. Started and asked from here.
 //!
 //! ```text
-//! network process                         keeper
-//!   |  <-- introduction: chain, schemes --  reads key and certificate with privilege, enters its sandbox, then parses them
-//!   |  --- sign request (one) ----------->  refuses what is no TLS server's signature input
-//!   |  <-- reply: signature --------------
-//!   |  --- end of file ------------------>  ends
+//! network process                         keeper                                    opener (--cert-dir only)
+//!   |  <-- introduction: certificates ---  reads keys and certificates with
+//!   |                                      privilege, enters its sandbox, then parses
+//!   |  --- certificate for a name ------>  --- a name ----------------------------->  reads that name's files
+//!   |  <-- reply: certificate ----------   <-- their bytes -------------------------
+//!   |  --- open, seal, sign ------------>  refuses what is no TLS server's signature
+//!   |  <-- reply: ticket, signature ----   input, and what is asked for too often
+//!   |  --- end of file ----------------->  ends                                       ends
 //! ```
-//! The network process learns the certificate chain and one signature, never the key (DESIGN promise 2): it forks the keeper
-//! before anybody reads the file, so not even a freed copy is in its memory.
+//! The network process learns certificate chains, one signature and its own session's tickets, never a key (DESIGN promise 2): it
+//! forks the keeper before anybody reads the files, so not even a freed copy is in its memory.
 
 pub mod message;
-#[allow(dead_code, reason = "no option gives an OCSP response yet")]
 mod ocsp;
+mod opener;
 mod process;
 mod signer;
-#[allow(dead_code, unused_imports, reason = "not asked yet")]
+pub mod signing;
+mod store;
 pub mod tickets;
 
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use nix::poll::PollFlags;
@@ -27,26 +32,57 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockType, setsockopt, socketpair, sockopt,
 };
 use nix::sys::time::{TimeVal, TimeValLike as _};
-use rustls::sign::CertifiedKey;
+
+pub(crate) use opener::Opener;
 
 use crate::channel::is_ready;
 use crate::error::{Error, reason};
 use crate::sandbox::Plan;
 use crate::sys;
-use message::{INTRODUCTION_LIMIT, Introduction};
+use crate::tls::{AsksKeeper, Certified};
+use message::{INTRODUCTION_LIMIT, Introduction, Request};
 
-/// The network process's side: the socket to the keeper, shared with the signer inside rustls.
-#[derive(Debug)]
-pub(crate) struct KeeperClient {
-    socket: Arc<Mutex<Option<OwnedFd>>>,
+/// A certificate chain and its key, as the options name them.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct CertificateFiles {
+    pub(crate) certificate: PathBuf,
+    /// `None`: it is in the certificate's file.
+    pub(crate) key: Option<PathBuf>,
 }
 
-/// Files that the keeper reads.
+/// What the keeper reads, and what it is to know.
 #[derive(Debug)]
 pub(crate) struct KeeperFiles<'a> {
-    pub(crate) certificate: &'a Path,
-    pub(crate) key: &'a Path,
+    /// What tickets are bound to: a session does not resume where other rules hold.
+    pub(crate) binding: &'a [u8],
+    pub(crate) certificates: &'a [CertificateFiles],
+    pub(crate) ocsp: &'a [PathBuf],
+    pub(crate) ticket_keys: Option<&'a Path>,
 }
+
+/// The network process's side: the socket to the keeper, shared with what asks it inside rustls.
+#[derive(Debug)]
+pub(crate) struct KeeperClient {
+    line: Line,
+}
+
+/// What a keeper has to offer.
+#[derive(Debug)]
+pub(crate) struct Offer {
+    /// In the order of `--cert`.
+    pub(crate) certificates: Vec<Certified>,
+    pub(crate) has_ticket_keys: bool,
+    pub(crate) keeper: Arc<dyn AsksKeeper>,
+    /// For the log.
+    pub(crate) warnings: Vec<String>,
+}
+
+/// How many tickets of a client's are tried, and how many it is given. More would make each handshake dearer; a client that
+/// wants more gets one with each session.
+pub(crate) const OPENS: u8 = 4;
+pub(crate) const SEALS: u8 = 4;
+/// How many certificates there may be: their places are numbered in an octet, and the directory's comes on top.
+pub(crate) const CERTIFICATES: usize = 16;
 
 /// How long the network process waits for an answer, in seconds: a signature takes a thousandth of one, so a keeper that takes
 /// longer was stopped.
@@ -57,46 +93,47 @@ impl KeeperClient {
     ///
     /// # Errors
     /// `System` if there is no process or socket to be had.
-    pub(crate) fn start(files: &KeeperFiles<'_>, plan: Plan) -> Result<Self, Error> {
-        let failed =
-            |error: nix::Error| Error::system("cannot make the keeper's socket", error.desc());
-        let (ours, theirs) = socketpair(
-            AddressFamily::Unix,
-            SockType::SeqPacket,
-            None,
-            SockFlag::SOCK_CLOEXEC,
-        )
-        .map_err(failed)?;
-        setsockopt(
-            &ours,
-            sockopt::ReceiveTimeout,
-            &TimeVal::seconds(ANSWER_SECONDS),
-        )
-        .map_err(failed)?;
-        sys::fork_into(|| process::run(&theirs, files, plan))
+    pub(crate) fn start(
+        files: &KeeperFiles<'_>,
+        opener: Option<Opener>,
+        plan: Plan,
+    ) -> Result<Self, Error> {
+        let (ours, theirs) = socket_pair(SockType::SeqPacket)?;
+        sys::fork_into(|| process::run(&theirs, files, opener.as_ref(), plan))
             .map_err(|error| Error::system("cannot start the keeper", reason(&error)))?;
         Ok(Self {
-            socket: Arc::new(Mutex::new(Some(ours))),
+            line: Line(Arc::new(Mutex::new(Some(ours)))),
         })
     }
 
-    /// Waits for the keeper's first message: the certificate chain, with a key that asks the keeper for its signature.
+    /// Waits for the keeper's first message: the certificates, with keys that ask the keeper for its signature.
     ///
     /// # Errors
-    /// `Setup` with the keeper's own words if certificate or key are unusable, `System` if it is gone.
-    pub(crate) fn introduction(&self) -> Result<CertifiedKey, Error> {
-        let bytes = exchange(&self.socket, None, INTRODUCTION_LIMIT)
+    /// `Setup` with the keeper's own words if a certificate or key is unusable, `System` if it is gone.
+    pub(crate) fn introduction(&self) -> Result<Offer, Error> {
+        let bytes = self
+            .line
+            .receive()
             .map_err(|error| Error::system("no answer from the keeper", reason(&error)))?;
         match Introduction::decode(&bytes) {
-            Some(Introduction::Ready(holding)) if !holding.chain.is_empty() => {
-                let chain = holding.chain.into_iter().map(Into::into).collect();
-                Ok(CertifiedKey::new(
-                    chain,
-                    Arc::new(signer::KeeperKey::new(holding.schemes, self.socket.clone())),
-                ))
+            Some(Introduction::Ready(holdings)) => {
+                let numbered = (0..).zip(holdings.certificates);
+                let certificates: Vec<_> = numbered
+                    .map(|(place, holding)| signer::certified(holding, place, &self.line))
+                    .collect();
+                let shown = u8::try_from(certificates.len()).unwrap_or(u8::MAX);
+                Ok(Offer {
+                    certificates,
+                    has_ticket_keys: holdings.has_ticket_keys,
+                    keeper: Arc::new(signer::Asking {
+                        line: self.line.clone(),
+                        shown,
+                    }),
+                    warnings: holdings.warnings,
+                })
             }
             Some(Introduction::Fault(text)) => Err(Error::Setup(text)),
-            Some(Introduction::Ready(_)) | None => Err(Error::System(
+            None => Err(Error::System(
                 "the keeper ended before it was ready".to_owned(),
             )),
         }
@@ -104,7 +141,7 @@ impl KeeperClient {
 
     /// The socket's number, to be kept open in the sandbox and watched for a keeper that died; `None` after release.
     pub(crate) fn with_descriptor<T>(&self, use_it: impl FnOnce(BorrowedFd<'_>) -> T) -> Option<T> {
-        let socket = self.socket.lock().ok()?;
+        let socket = self.line.0.lock().ok()?;
         socket.as_ref().map(|socket| use_it(socket.as_fd()))
     }
 
@@ -117,34 +154,65 @@ impl KeeperClient {
 
     /// Lets the keeper go: it ends at end of file.
     pub(crate) fn release(&self) {
-        if let Ok(mut socket) = self.socket.lock() {
+        if let Ok(mut socket) = self.line.0.lock() {
             *socket = None;
         }
     }
 }
 
-/// Sends a request, if there is one, and waits for one message of at most `limit` octets.
-fn exchange(
-    socket: &Mutex<Option<OwnedFd>>,
-    request: Option<&[u8]>,
-    limit: usize,
-) -> std::io::Result<Vec<u8>> {
-    let gone = || std::io::Error::from(nix::errno::Errno::EPIPE);
-    let socket = socket.lock().map_err(|_| gone())?;
-    let socket = socket.as_ref().ok_or_else(gone)?.as_raw_fd();
-    if let Some(request) = request {
-        nix::sys::socket::send(socket, request, MsgFlags::MSG_NOSIGNAL)?;
+/// The way to the keeper, while it is needed.
+#[derive(Clone, Debug)]
+struct Line(Arc<Mutex<Option<OwnedFd>>>);
+
+impl Line {
+    /// Sends a request and waits for its reply.
+    fn ask(&self, request: &Request<'_>) -> io::Result<Vec<u8>> {
+        self.with_socket(|socket| {
+            let bytes = request.encode();
+            nix::sys::socket::send(socket.as_raw_fd(), &bytes, MsgFlags::MSG_NOSIGNAL)?;
+            receive_whole(socket)
+        })
     }
-    let mut buffer = vec![0; limit];
-    loop {
-        match nix::sys::socket::recv(socket, &mut buffer, MsgFlags::empty()) {
-            Ok(0) => return Err(gone()),
-            Ok(count) => {
-                buffer.truncate(count);
-                return Ok(buffer);
-            }
+
+    /// Waits for one message.
+    fn receive(&self) -> io::Result<Vec<u8>> {
+        self.with_socket(receive_whole)
+    }
+
+    fn with_socket<T>(
+        &self,
+        use_it: impl FnOnce(BorrowedFd<'_>) -> io::Result<T>,
+    ) -> io::Result<T> {
+        let gone = || io::Error::from(nix::errno::Errno::EPIPE);
+        let socket = self.0.lock().map_err(|_| gone())?;
+        use_it(socket.as_ref().ok_or_else(gone)?.as_fd())
+    }
+}
+
+/// A pair of sockets for messages; whoever asks on the first does not wait for ever.
+fn socket_pair(kind: SockType) -> Result<(OwnedFd, OwnedFd), Error> {
+    let failed = |error: nix::Error| Error::system("cannot make the keeper's socket", error.desc());
+    let (ours, theirs) =
+        socketpair(AddressFamily::Unix, kind, None, SockFlag::SOCK_CLOEXEC).map_err(failed)?;
+    let patience = TimeVal::seconds(ANSWER_SECONDS);
+    setsockopt(&ours, sockopt::ReceiveTimeout, &patience).map_err(failed)?;
+    Ok((ours, theirs))
+}
+
+/// Waits for one message, however long it is within the limit.
+fn receive_whole(socket: BorrowedFd<'_>) -> io::Result<Vec<u8>> {
+    let receive = |buffer: &mut [u8], flags| loop {
+        match nix::sys::socket::recv(socket.as_raw_fd(), buffer, flags) {
             Err(nix::errno::Errno::EINTR) => {}
-            Err(error) => return Err(error.into()),
+            result => return result,
         }
+    };
+    let length = receive(&mut [], MsgFlags::MSG_PEEK | MsgFlags::MSG_TRUNC)?;
+    if length == 0 || length > INTRODUCTION_LIMIT {
+        return Err(nix::errno::Errno::EPIPE.into());
     }
+    let mut buffer = vec![0; length];
+    let count = receive(&mut buffer, MsgFlags::empty())?;
+    buffer.truncate(count);
+    Ok(buffer)
 }

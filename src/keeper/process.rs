@@ -1,243 +1,270 @@
 //! The keeper's own story: read the files, enter the sandbox, only then parse them, answer until end of file.
 
-use std::fs::File;
-use std::io::Read as _;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
-use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
-use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use nix::sys::socket::{MsgFlags, recv, send};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::sign::{CertifiedKey, SigningKey};
 
-use super::KeeperFiles;
-use super::message::{
-    Holding, INTRODUCTION_LIMIT, Introduction, REQUEST_LIMIT, Reply, SCHEMES, SignRequest,
-};
-use crate::error::{EXIT_SETUP, EXIT_TEMPORARY, Error, reason};
+use super::message::{Holdings, Introduction, REQUEST_LIMIT, Reply, Request};
+use super::opener::Opener;
+use super::signing::SignRequest;
+use super::store::{self, Held, Unparsed};
+use super::tickets::{self, TicketKeys};
+use super::{KeeperFiles, ocsp};
+use crate::error::{EXIT_SETUP, EXIT_TEMPORARY, Error};
+use crate::files::{FILE_LIMIT, Place, any_mode, read};
+use crate::host_name::HostName;
 use crate::sandbox::{self, Plan, Role, Sandboxed};
 
-/// How many signatures one handshake needs (RFC 8446 section 4.4.3, RFC 8422 section 5.4).
-const SIGNATURES: usize = 1;
-/// The largest file that is read: far beyond any certificate chain.
-const FILE_LIMIT: u64 = 1 << 20;
-
 /// The keeper's life; returns its exit status.
-pub(super) fn run(socket: &OwnedFd, files: &KeeperFiles<'_>, plan: Plan) -> u8 {
-    let held = read_files(files).and_then(|bytes| {
-        let sandboxed = sandbox::enter(Role::Keeper, plan, &[socket.as_fd()])?;
-        parse(&bytes, files, &sandboxed)
+pub(super) fn run(
+    socket: &OwnedFd,
+    files: &KeeperFiles<'_>,
+    opener: Option<&Opener>,
+    plan: Plan,
+) -> u8 {
+    let kept: Vec<_> = opener
+        .map(Opener::descriptor)
+        .into_iter()
+        .chain([socket.as_fd()])
+        .collect();
+    let keeper = Bytes::read(files).and_then(|bytes| {
+        let sandboxed = sandbox::enter(Role::Keeper, plan, &kept)?;
+        Keeper::parse(bytes, opener, sandboxed)
     });
-    let (introduction, key) = match held {
-        Ok((holding, key)) => (Introduction::Ready(holding), Some(key)),
+    let (introduction, keeper) = match keeper {
+        Ok((holdings, keeper)) => (Introduction::Ready(holdings), Some(keeper)),
         Err(error) => (Introduction::Fault(error.to_string()), None),
     };
-    let message = introduction.encode();
-    let is_sent = send(socket.as_raw_fd(), &message, MsgFlags::MSG_NOSIGNAL).is_ok();
-    match key {
-        Some(key) if is_sent => answer(socket, &*key),
+    let is_sent = say(socket, &introduction.encode());
+    match keeper {
+        Some(keeper) if is_sent => keeper.answer(socket),
         Some(_) => EXIT_TEMPORARY,
         None => EXIT_SETUP,
     }
 }
 
+/// What was read with privileges, and not looked at yet. Ticket keys are our own file, and no one else's to write.
 struct Bytes {
-    certificate: Vec<u8>,
-    key: Vec<u8>,
+    binding: Vec<u8>,
+    certificates: Vec<Unparsed>,
+    ocsp: Vec<(Place, Vec<u8>)>,
+    tickets: tickets::Loaded,
 }
 
-fn read_files(files: &KeeperFiles<'_>) -> Result<Bytes, Error> {
-    let certificate = read(files.certificate, "certificate", "--cert", |_| Ok(()))?;
-    let key = read(files.key, "private key", "--key", check_mode)?;
-    Ok(Bytes { certificate, key })
-}
-
-/// A key that everybody can read is no secret, and one that others can write is not ours.
-fn check_mode(mode: u32) -> Result<(), String> {
-    match mode {
-        mode if mode & 0o007 != 0 => Err(format!(
-            "it is open to everybody (mode {:04o}): chmod o= it",
-            mode & 0o7777
-        )),
-        mode if mode & 0o020 != 0 => Err(format!(
-            "its group can write to it (mode {:04o}): chmod g-w it",
-            mode & 0o7777
-        )),
-        _ => Ok(()),
+impl Bytes {
+    fn read(files: &KeeperFiles<'_>) -> Result<Self, Error> {
+        let certificates = files.certificates.iter().map(Unparsed::read);
+        let ocsp = files.ocsp.iter().map(|path| {
+            let place = Place::new("OCSP response", path, "--ocsp");
+            let bytes = read(path, &place, FILE_LIMIT, any_mode)?;
+            Ok((place, bytes))
+        });
+        Ok(Self {
+            binding: files.binding.to_vec(),
+            certificates: certificates.collect::<Result<_, _>>()?,
+            ocsp: ocsp.collect::<Result<_, _>>()?,
+            tickets: files
+                .ticket_keys
+                .map(|path| tickets::load(path, now()))
+                .unwrap_or_default(),
+        })
     }
 }
 
-fn read(
-    path: &Path,
-    what: &str,
-    option: &str,
-    check: fn(u32) -> Result<(), String>,
-) -> Result<Vec<u8>, Error> {
-    let fault = |why: String| {
-        Error::setup(
-            format!("cannot read {what} '{}' ({option})", path.display()),
-            why,
-        )
-    };
-    let file = File::open(path).map_err(|error| fault(reason(&error)))?;
-    let metadata = file.metadata().map_err(|error| fault(reason(&error)))?;
-    if !metadata.is_file() {
-        return Err(fault("not a regular file".to_owned()));
-    }
-    check(metadata.mode()).map_err(fault)?;
-    // One octet more than there should be, so that the end is seen without growing.
-    let expected = metadata.len().min(FILE_LIMIT) + 1;
-    let mut bytes = Vec::with_capacity(usize::try_from(expected).unwrap_or_default());
-    file.take(FILE_LIMIT + 1)
-        .read_to_end(&mut bytes)
-        .map_err(|error| fault(reason(&error)))?;
-    if bytes.len() as u64 > FILE_LIMIT {
-        return Err(fault(format!("larger than {FILE_LIMIT} octets")));
-    }
-    Ok(bytes)
+fn now() -> u64 {
+    store::now()
+        .ok()
+        .and_then(|seconds| seconds.try_into().ok())
+        .unwrap_or(0)
 }
 
-fn parse(
-    bytes: &Bytes,
-    files: &KeeperFiles<'_>,
-    _: &Sandboxed,
-) -> Result<(Holding, Arc<dyn SigningKey>), Error> {
-    let chain = parse_chain(&bytes.certificate, files.certificate)?;
-    let key = parse_key(&bytes.key, files.key)?;
-    let fault = |why: &str| {
-        Error::setup(
-            format!(
-                "private key '{}' (--key) does not go with certificate '{}' (--cert)",
-                files.key.display(),
-                files.certificate.display()
-            ),
-            why,
-        )
-    };
-    match CertifiedKey::new(chain.clone(), key.clone()).keys_match() {
-        Ok(()) => {}
-        Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::KeyMismatch)) => {
-            return Err(fault("the public keys differ"));
+/// A keeper in its sandbox.
+struct Keeper<'a> {
+    /// What every ticket is bound to, beside the name (RFC 9325 section 4.2.2 and CVE-2014-3616: virtual host confusion).
+    binding: Vec<u8>,
+    held: Vec<Held>,
+    opener: Option<&'a Opener>,
+    permits: Permits,
+    sandboxed: Sandboxed,
+    tickets: Option<TicketKeys>,
+}
+
+/// How often each thing may still be asked for: what one handshake needs, so that a hole in the network process does not make
+/// an oracle of this one.
+struct Permits {
+    /// One certificate message.
+    certificates: u8,
+    /// Tickets that a client may offer: RFC 8446 section 4.2.11 allows many, clients send one or two.
+    opens: u8,
+    seals: u8,
+    /// RFC 8446 section 4.4.3, RFC 8422 section 5.4.
+    signatures: u8,
+}
+
+const PERMITS: Permits = Permits {
+    certificates: 1,
+    opens: super::OPENS,
+    seals: super::SEALS,
+    signatures: 1,
+};
+
+/// An answer that makes the keeper end: the honest network process asks for nothing that is refused.
+struct Refusal;
+
+impl<'a> Keeper<'a> {
+    fn parse(
+        bytes: Bytes,
+        opener: Option<&'a Opener>,
+        sandboxed: Sandboxed,
+    ) -> Result<(Holdings, Self), Error> {
+        let held = bytes.certificates.iter();
+        let mut held = held
+            .map(|unparsed| store::parse(unparsed, &sandboxed))
+            .collect::<Result<Vec<_>, _>>()?;
+        let mut warnings = bytes.tickets.warnings;
+        for (place, response) in bytes.ocsp {
+            if let Err(why) = staple(&mut held, response) {
+                warnings.push(format!("{place} is not used: {why}"));
+            }
         }
-        Err(error) => return Err(fault(&error.to_string())),
+        let holdings = Holdings {
+            certificates: held.iter().map(|held| held.holding.clone()).collect(),
+            has_ticket_keys: bytes.tickets.keys.is_some(),
+            warnings,
+        };
+        let keeper = Self {
+            binding: bytes.binding,
+            held,
+            opener,
+            permits: PERMITS,
+            sandboxed,
+            tickets: bytes.tickets.keys,
+        };
+        Ok((holdings, keeper))
     }
-    let schemes = SCHEMES
-        .iter()
-        .copied()
-        .filter(|scheme| key.choose_scheme(&[*scheme]).is_some())
-        .collect();
-    let holding = Holding {
-        chain: chain
-            .iter()
-            .map(|certificate| certificate.to_vec())
-            .collect(),
-        schemes,
-    };
-    Ok((holding, key))
+
+    /// Answers until the network process lets go. A request too many or of another form is refused, and ends the keeper.
+    fn answer(mut self, socket: &OwnedFd) -> u8 {
+        // One octet more than the limit, so that a request over it is seen to be too long and not cut to fit.
+        let mut buffer = vec![0; REQUEST_LIMIT + 1];
+        loop {
+            let bytes = match recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
+                Ok(0) => return 0,
+                Ok(count) => buffer.get(..count).unwrap_or_default(),
+                Err(nix::errno::Errno::EINTR) => continue,
+                Err(_) => return EXIT_TEMPORARY,
+            };
+            let reply = self.reply(bytes);
+            let is_sent = say(socket, reply.as_deref().unwrap_or(&Reply::Refused.encode()));
+            if reply.is_err() || !is_sent {
+                return EXIT_TEMPORARY;
+            }
+        }
+    }
+
+    fn reply(&mut self, bytes: &[u8]) -> Result<Vec<u8>, Refusal> {
+        let reply = match Request::decode(bytes).ok_or(Refusal)? {
+            Request::Certificate(name) => {
+                permit(&mut self.permits.certificates)?;
+                match self.find(&name) {
+                    Ok(Some(held)) => {
+                        let reply = Reply::Certificate(held.holding.clone()).encode();
+                        self.held.push(held);
+                        return Ok(reply);
+                    }
+                    Ok(None) => Reply::Nothing.encode(),
+                    Err(why) => Reply::Fault(why).encode(),
+                }
+            }
+            Request::Open { name, ticket } => {
+                permit(&mut self.permits.opens)?;
+                let keys = self.tickets.as_ref().ok_or(Refusal)?;
+                match keys.open(&self.context(name.as_ref()), ticket, now()) {
+                    Some(session) => Reply::Opened(&session).encode(),
+                    None => Reply::Nothing.encode(),
+                }
+            }
+            Request::Seal { name, session } => {
+                permit(&mut self.permits.seals)?;
+                let keys = self.tickets.as_ref().ok_or(Refusal)?;
+                match keys.seal(&self.context(name.as_ref()), session, now()) {
+                    Some(ticket) => Reply::Sealed(&ticket).encode(),
+                    None => Reply::Nothing.encode(),
+                }
+            }
+            Request::Sign(request) => {
+                permit(&mut self.permits.signatures)?;
+                let signature = self.sign(&request).ok_or(Refusal)?;
+                Reply::Signed(&signature).encode()
+            }
+        };
+        Ok(reply)
+    }
+
+    /// The certificate filed under the name, its wildcard or the wildcard's domain, if it is for that name.
+    fn find(&self, name: &HostName) -> Result<Option<Held>, String> {
+        let Some(opener) = self.opener else {
+            return Ok(None);
+        };
+        for candidate in name.candidates() {
+            let Some(unparsed) = opener.find(&candidate)? else {
+                continue;
+            };
+            let held =
+                store::parse(&unparsed, &self.sandboxed).map_err(|error| error.to_string())?;
+            let mut names = held.holding.names.iter();
+            if names.any(|pattern| name.is_covered_by(pattern)) {
+                return Ok(Some(held));
+            }
+            // What lies under a name and is not for it is a mistake; what lies under its domain may be for that alone.
+            if candidate == *name {
+                let place = &unparsed.certificate.0;
+                return Err(format!(
+                    "{place} is for {:?}, not for that name",
+                    held.holding.names
+                ));
+            }
+        }
+        Ok(None)
+    }
+
+    fn context(&self, name: Option<&HostName>) -> Vec<u8> {
+        let name = name.map_or("", HostName::as_str);
+        [self.binding.as_slice(), name.as_bytes()].concat()
+    }
+
+    fn sign(&self, request: &SignRequest<'_>) -> Option<Vec<u8>> {
+        let held = self.held.get(usize::from(request.certificate))?;
+        held.key
+            .choose_scheme(&[request.scheme])?
+            .sign(request.message)
+            .ok()
+    }
 }
 
-fn parse_chain(pem: &[u8], path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
-    let fault = |why: String| {
-        Error::setup(
-            format!("cannot use certificate '{}' (--cert)", path.display()),
-            why,
-        )
-    };
-    let chain: Vec<_> = rustls_pemfile::certs(&mut &*pem)
-        .collect::<Result<_, _>>()
-        .map_err(|error| fault(format!("malformed PEM: {error}")))?;
-    let Some(own) = chain.first() else {
-        return Err(fault(
-            "no certificate in PEM form (BEGIN CERTIFICATE) in it".to_owned(),
-        ));
-    };
-    if chain
-        .iter()
-        .map(|certificate| certificate.len())
-        .sum::<usize>()
-        > INTRODUCTION_LIMIT / 2
-    {
-        return Err(fault("the chain is too long".to_owned()));
-    }
-    check_validity(own).map_err(fault)?;
-    Ok(chain)
-}
-
-/// An expired certificate is refused by every client that looks; saying so in the log is kinder (DESIGN promise 5).
-fn check_validity(certificate: &[u8]) -> Result<(), String> {
-    let (_, parsed) = x509_parser::parse_x509_certificate(certificate)
-        .map_err(|error| format!("malformed certificate: {error}"))?;
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_err(|_| "this machine's clock is before 1970")?;
-    let now =
-        i64::try_from(now.as_secs()).map_err(|_| "this machine's clock is beyond all dates")?;
-    let validity = parsed.validity();
-    if now > validity.not_after.timestamp() {
-        return Err(format!("it expired on {}: renew it", validity.not_after));
-    }
-    if now < validity.not_before.timestamp() {
-        return Err(format!(
-            "it is not valid before {}: look at this machine's clock",
-            validity.not_before
-        ));
-    }
+fn permit(left: &mut u8) -> Result<(), Refusal> {
+    *left = left.checked_sub(1).ok_or(Refusal)?;
     Ok(())
 }
 
-fn parse_key(pem: &[u8], path: &Path) -> Result<Arc<dyn SigningKey>, Error> {
-    let fault = |why: String| {
-        Error::setup(
-            format!("cannot use private key '{}' (--key)", path.display()),
-            why,
-        )
-    };
-    let key: PrivateKeyDer<'static> = rustls_pemfile::private_key(&mut &*pem)
-        .map_err(|error| fault(format!("malformed PEM: {error}")))?
-        .ok_or_else(|| fault(describe_no_key(pem)))?;
-    rustls::crypto::ring::sign::any_supported_type(&key).map_err(|_| {
-        fault("neither an RSA (2048 bits or more), ECDSA P-256 or P-384 nor Ed25519 key".to_owned())
-    })
-}
-
-fn describe_no_key(pem: &[u8]) -> String {
-    let is_encrypted = pem.windows(9).any(|window| window == b"ENCRYPTED");
-    if is_encrypted {
-        "it is encrypted: imap-tls cannot ask for a passphrase, so store it in clear with mode 0600"
-            .to_owned()
-    } else {
-        "no private key in PEM form (BEGIN PRIVATE KEY) in it".to_owned()
-    }
-}
-
-/// Answers until the network process lets go. A request too many or of another form is refused, and ends the keeper:
-/// the honest network process makes none.
-fn answer(socket: &OwnedFd, key: &dyn SigningKey) -> u8 {
-    let mut signatures = 0;
-    // One octet more than the limit, so that a request over it is seen to be too long and not cut to fit.
-    let mut buffer = [0; REQUEST_LIMIT + 1];
-    loop {
-        let bytes = match recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
-            Ok(0) => return 0,
-            Ok(count) => buffer.get(..count).unwrap_or_default(),
-            Err(nix::errno::Errno::EINTR) => continue,
-            Err(_) => return EXIT_TEMPORARY,
-        };
-        let signature = (signatures < SIGNATURES)
-            .then(|| sign(key, bytes))
-            .flatten();
-        signatures += 1;
-        let reply = signature.as_deref().map_or(Reply::Refused, Reply::Signed);
-        let is_sent = send(socket.as_raw_fd(), &reply.encode(), MsgFlags::MSG_NOSIGNAL).is_ok();
-        if signature.is_none() || !is_sent {
-            return EXIT_TEMPORARY;
+/// Gives the response to the certificate that it is about.
+fn staple(held: &mut [Held], response: Vec<u8>) -> Result<(), String> {
+    let now = store::now()?;
+    let mut why = "there is no certificate (--cert)".to_owned();
+    for held in held {
+        let mut chain = held.holding.chain.iter();
+        let Some(own) = chain.next() else { continue };
+        match ocsp::check(&response, own, chain.next().map(Vec::as_slice), now) {
+            Ok(_) => {
+                held.holding.ocsp = response;
+                return Ok(());
+            }
+            Err(reason) => why = reason,
         }
     }
+    Err(why)
 }
 
-fn sign(key: &dyn SigningKey, request: &[u8]) -> Option<Vec<u8>> {
-    let SignRequest { scheme, message } = SignRequest::decode(request)?;
-    key.choose_scheme(&[scheme])?.sign(message).ok()
+fn say(socket: &OwnedFd, message: &[u8]) -> bool {
+    send(socket.as_raw_fd(), message, MsgFlags::MSG_NOSIGNAL).is_ok()
 }

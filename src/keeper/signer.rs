@@ -1,27 +1,38 @@
-//! rustls's `SigningKey` and `Signer` that have no key: they ask the keeper.
+//! rustls's `SigningKey` and `Signer` that have no key, and the rest of what TLS wants of the keeper: all ask it.
 
-use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
-use rustls::sign::{Signer, SigningKey};
+use rustls::sign::{CertifiedKey, Signer, SigningKey};
 use rustls::{Error, SignatureAlgorithm, SignatureScheme};
 
-use super::exchange;
-use super::message::{REPLY_LIMIT, Reply, SignRequest};
+use super::Line;
+use super::message::{Holding, Reply, Request};
+use super::signing::SignRequest;
 use crate::error::reason;
-
-type Socket = Arc<Mutex<Option<OwnedFd>>>;
+use crate::host_name::HostName;
+use crate::tls::{AsksKeeper, Certified};
 
 /// The private key as the network process sees it: what it can sign with, and whom to ask.
 #[derive(Debug)]
-pub(super) struct KeeperKey {
+struct KeeperKey {
+    certificate: u8,
+    line: Line,
     schemes: Vec<SignatureScheme>,
-    socket: Socket,
 }
 
-impl KeeperKey {
-    pub(super) fn new(schemes: Vec<SignatureScheme>, socket: Socket) -> Self {
-        Self { schemes, socket }
+/// A certificate that the keeper has shown, with a key that asks it.
+pub(super) fn certified(holding: Holding, certificate: u8, line: &Line) -> Certified {
+    let chain = holding.chain.into_iter().map(Into::into).collect();
+    let key = Arc::new(KeeperKey {
+        certificate,
+        line: line.clone(),
+        schemes: holding.schemes,
+    });
+    let mut certified = CertifiedKey::new(chain, key);
+    certified.ocsp = Some(holding.ocsp).filter(|response| !response.is_empty());
+    Certified {
+        key: Arc::new(certified),
+        names: holding.names,
     }
 }
 
@@ -33,8 +44,9 @@ impl SigningKey for KeeperKey {
             .copied()
             .find(|scheme| offered.contains(scheme))?;
         Some(Box::new(KeeperSigner {
+            certificate: self.certificate,
+            line: self.line.clone(),
             scheme,
-            socket: self.socket.clone(),
         }))
     }
 
@@ -53,28 +65,73 @@ impl SigningKey for KeeperKey {
 /// One signature to be had from the keeper.
 #[derive(Debug)]
 struct KeeperSigner {
+    certificate: u8,
+    line: Line,
     scheme: SignatureScheme,
-    socket: Socket,
 }
 
 impl Signer for KeeperSigner {
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>, Error> {
         let request = SignRequest {
+            certificate: self.certificate,
             scheme: self.scheme,
             message,
-        }
-        .encode();
-        let reply = exchange(&self.socket, Some(&request), REPLY_LIMIT).map_err(|error| {
+        };
+        let reply = self.line.ask(&Request::Sign(request)).map_err(|error| {
             Error::General(format!("no signature from the keeper: {}", reason(&error)))
         })?;
         match Reply::decode(&reply) {
             Some(Reply::Signed(signature)) => Ok(signature.to_vec()),
             Some(Reply::Refused) => Err(Error::General("the keeper refused to sign".to_owned())),
-            None => Err(Error::General("the keeper's answer is none".to_owned())),
+            _ => Err(Error::General("the keeper's answer is none".to_owned())),
         }
     }
 
     fn scheme(&self) -> SignatureScheme {
         self.scheme
+    }
+}
+
+/// Certificates by name, and tickets.
+#[derive(Debug)]
+pub(super) struct Asking {
+    pub(super) line: Line,
+    /// How many certificates the keeper has shown, which is the next one's place.
+    pub(super) shown: u8,
+}
+
+impl AsksKeeper for Asking {
+    fn certificate(&self, name: &HostName) -> Result<Option<Certified>, String> {
+        let request = Request::Certificate(name.clone());
+        let reply = self
+            .line
+            .ask(&request)
+            .map_err(|error| format!("no certificate from the keeper: {}", reason(&error)))?;
+        match Reply::decode(&reply) {
+            Some(Reply::Certificate(holding)) => {
+                Ok(Some(certified(holding, self.shown, &self.line)))
+            }
+            Some(Reply::Nothing) => Ok(None),
+            Some(Reply::Fault(why)) => Err(why),
+            _ => Err("the keeper's answer is none".to_owned()),
+        }
+    }
+
+    fn open(&self, name: Option<&HostName>, ticket: &[u8]) -> Option<Vec<u8>> {
+        let name = name.cloned();
+        let reply = self.line.ask(&Request::Open { name, ticket }).ok()?;
+        match Reply::decode(&reply)? {
+            Reply::Opened(session) => Some(session.to_vec()),
+            _ => None,
+        }
+    }
+
+    fn seal(&self, name: Option<&HostName>, session: &[u8]) -> Option<Vec<u8>> {
+        let name = name.cloned();
+        let reply = self.line.ask(&Request::Seal { name, session }).ok()?;
+        match Reply::decode(&reply)? {
+            Reply::Sealed(ticket) => Some(ticket.to_vec()),
+            _ => None,
+        }
     }
 }

@@ -9,6 +9,7 @@ use super::ending::Direction;
 use super::{BackendSource, LINGER_OCTETS, Relay};
 use crate::backend::Backend;
 use crate::imap::{Action, CloseReason, Entry, Policy, Preauth};
+use crate::log::Escaped;
 use crate::tls::{Facts, Progress};
 
 /// The parts of a session, each with only its own data.
@@ -154,13 +155,18 @@ impl<'a> Relay<'a> {
             return self.client_said(bytes);
         }
         let mut plaintext = std::mem::take(&mut self.plaintext);
-        match self
-            .parts
-            .tls
-            .receive(bytes, &mut plaintext, self.to_client.tail())
-        {
+        let was_handshake = matches!(self.phase, Phase::Handshake);
+        let tls = &mut self.parts.tls;
+        let received = tls.receive(bytes, &mut plaintext, self.to_client.tail());
+        let is_secure =
+            was_handshake && matches!(received, Ok(Progress::Open | Progress::PeerClosed));
+        let received = match received {
+            Ok(_) if is_secure => tls.examine_client().and(received),
+            received => received,
+        };
+        match received {
             Ok(progress) => {
-                if matches!(self.phase, Phase::Handshake) && progress != Progress::Handshaking {
+                if is_secure {
                     self.secure();
                 }
                 if !plaintext.is_empty() {
@@ -277,10 +283,11 @@ impl<'a> Relay<'a> {
             &mut self.parts.backend,
             BackendSource::Descriptor(Backend::gone()),
         );
-        let backend = match source {
-            BackendSource::Descriptor(backend) => backend,
-            BackendSource::Launchers { secured, .. } => secured.go(Some(&facts)),
+        let (backend, is_told) = match source {
+            BackendSource::Descriptor(backend) => (backend, false),
+            BackendSource::Launchers { secured, .. } => (secured.go(Some(&facts)), true),
         };
+        let is_known = is_told && facts.client().is_some();
         self.connect(Some(backend));
         self.report.facts = Some(facts);
         let entry = match self.parts.policy {
@@ -288,7 +295,12 @@ impl<'a> Relay<'a> {
             Policy::Optional | Policy::Required if is_kept => Entry::StartTlsKept,
             Policy::Optional | Policy::Required => Entry::StartTls,
         };
-        self.phase = Phase::Secured(Box::new(Preauth::secured(entry)));
+        let preauth = Preauth::secured(entry);
+        self.phase = Phase::Secured(Box::new(if is_known {
+            preauth.keeping_external_auth()
+        } else {
+            preauth
+        }));
         let late = std::mem::take(&mut self.backend_unread);
         self.with_preauth(|preauth, actions| {
             preauth.start(actions);
@@ -297,16 +309,24 @@ impl<'a> Relay<'a> {
     }
 
     fn tls_failed(&mut self, error: &rustls::Error) {
-        let name = self.parts.tls.server_name().unwrap_or("none").to_owned();
+        let tls = &self.parts.tls;
         let what = if matches!(self.phase, Phase::Handshake) {
             "handshake failed"
         } else {
             "TLS failed"
         };
-        self.parts.log.info(format!(
-            "{what}: {error} (sni={})",
-            crate::log::Escaped(name.as_bytes())
-        ));
+        let name = tls.server_name().unwrap_or("none");
+        match tls.fault() {
+            Some(fault) => self
+                .parts
+                .log
+                .error(format!("{what}: {fault} (sni={name})")),
+            None => {
+                let why = tls.explain(error);
+                let line = format!("{what}: {why} (sni={name})");
+                self.parts.log.info(Escaped(line.as_bytes()));
+            }
+        }
         self.close(what, None);
     }
 

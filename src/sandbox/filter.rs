@@ -116,6 +116,23 @@ const NETWORK: &[Rule] = &[
 /// Nothing but answering on its one socket.
 const KEEPER: &[Rule] = &[];
 
+/// Reading a name's files, beneath its directory or where links in there lead.
+const OPENER: &[Rule] = &[
+    allow(libc::SYS_fstat, "a file's mode and length"),
+    #[cfg(not(target_arch = "riscv64"))]
+    allow(libc::SYS_newfstatat, "the same, as libraries have it"),
+    Rule {
+        call: libc::SYS_openat,
+        argument: Argument::Lacks {
+            index: 2,
+            mask: (libc::O_WRONLY | libc::O_RDWR | libc::O_CREAT | libc::O_TRUNC) as u64,
+        },
+        why: "certificates and keys, for reading only",
+    },
+    allow(libc::SYS_read, "their content"),
+    allow(libc::SYS_statx, "mode and length, as std asks for them"),
+];
+
 /// Translates the tables for this machine. Other architectures than the compiled one are refused by the filter itself.
 ///
 /// # Errors
@@ -124,6 +141,7 @@ pub(crate) fn compile(role: Role) -> Result<BpfProgram, Error> {
     let own = match role {
         Role::Keeper => KEEPER,
         Role::Network => NETWORK,
+        Role::Opener => OPENER,
     };
     let unusable = |error: seccompiler::BackendError| {
         Error::system("cannot make the system call filter", error)
@@ -182,7 +200,7 @@ mod tests {
 
     #[test]
     fn every_rule_has_its_reason_and_stands_once() {
-        for own in [NETWORK, KEEPER] {
+        for own in [NETWORK, KEEPER, OPENER] {
             let rules: Vec<_> = COMMON.iter().chain(own).collect();
             assert!(rules.iter().all(|rule| !rule.why.is_empty()));
             let calls: std::collections::BTreeSet<_> = rules.iter().map(|rule| rule.call).collect();
@@ -194,5 +212,6 @@ mod tests {
     fn the_tables_compile() {
         assert!(!compile(Role::Network).unwrap().is_empty());
         assert!(!compile(Role::Keeper).unwrap().is_empty());
+        assert!(!compile(Role::Opener).unwrap().is_empty());
     }
 }

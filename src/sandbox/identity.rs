@@ -61,13 +61,43 @@ impl BackendUser {
     /// `Setup` if there is no such user.
     pub(crate) fn look_up(name: &str) -> Result<Self, Error> {
         const OPTION: &str = "--backend-user";
-        let user = look_up_user(name, OPTION)?.ok_or_else(|| unknown("user", name, OPTION))?;
-        let text = |bytes: Vec<u8>| CString::new(bytes).map_err(|_| unknown("user", name, OPTION));
-        Ok(Self {
+        look_up_user(name, OPTION)?
+            .and_then(Self::of)
+            .ok_or_else(|| unknown("user", name, OPTION))
+    }
+
+    /// Looks up the user whom a client's certificate names (`--backend-user-from-cert`).
+    ///
+    /// # Errors
+    /// `Client` if there is no such user, or if it is root or in root's group, who read their mail otherwise.
+    pub(crate) fn look_up_unprivileged(name: &str) -> Result<Self, Error> {
+        const OPTION: &str = "--backend-user-from-cert";
+        let refused = |why| {
+            Error::Client(format!(
+                "the client's certificate names '{name}', {why} ({OPTION})"
+            ))
+        };
+        // By name only: a certificate for "0" or "1000" names nobody.
+        let found = User::from_name(name).map_err(|error| {
+            Error::system(
+                format!("cannot look up user '{name}' ({OPTION})"),
+                error.desc(),
+            )
+        })?;
+        let user = Self::of(found.ok_or_else(|| refused("who is no user here"))?)
+            .ok_or_else(|| refused("whose entry cannot be used"))?;
+        if user.user.is_root() || user.group.as_raw() == 0 {
+            return Err(refused("who has uid 0 or gid 0"));
+        }
+        Ok(user)
+    }
+
+    fn of(user: User) -> Option<Self> {
+        Some(Self {
             group: user.gid,
-            home: text(user.dir.into_os_string().into_encoded_bytes())?,
-            name: text(user.name.into_bytes())?,
-            shell: text(user.shell.into_os_string().into_encoded_bytes())?,
+            home: CString::new(user.dir.into_os_string().into_encoded_bytes()).ok()?,
+            name: CString::new(user.name).ok()?,
+            shell: CString::new(user.shell.into_os_string().into_encoded_bytes()).ok()?,
             user: user.uid,
         })
     }

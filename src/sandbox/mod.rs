@@ -24,6 +24,8 @@ pub(crate) enum Role {
     Keeper,
     /// Reads from the network.
     Network,
+    /// Opens files by name for the keeper, which is what it keeps its privileges for.
+    Opener,
 }
 
 /// This process has given up its privileges for good. Only [`enter`] makes one.
@@ -72,6 +74,22 @@ pub(crate) fn enter(role: Role, plan: Plan, kept: &[BorrowedFd<'_>]) -> Result<S
         .map_err(|error| Error::system("cannot set no_new_privs", error.desc()))?;
     filter::apply(&program)?;
     Ok(Sandboxed(()))
+}
+
+/// Takes from the opener what it does not need: it goes on being root to files, and to nothing else.
+///
+/// # Errors
+/// `System` at the first step that fails. The process must not serve then.
+pub(crate) fn confine_opener(kept: &[BorrowedFd<'_>]) -> Result<(), Error> {
+    let program = filter::compile(Role::Opener)?;
+    sys::empty_capability_bounding_set();
+    sys::keep_file_reading_capability()
+        .map_err(|error| Error::system("cannot give up capabilities", reason(&error)))?;
+    limits::close_all_but(kept)?;
+    nix::sys::prctl::set_dumpable(false)
+        .and_then(|()| nix::sys::prctl::set_no_new_privs())
+        .map_err(|error| Error::system("cannot set no_new_privs", error.desc()))?;
+    filter::apply(&program)
 }
 
 /// By descriptor, so that what was checked is what is entered.

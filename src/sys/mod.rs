@@ -132,6 +132,20 @@ fn close_range(first: libc::c_uint, last: libc::c_uint) -> io::Result<()> {
 /// # Errors
 /// As capset(2).
 pub(crate) fn drop_all_capabilities() -> io::Result<()> {
+    set_capabilities(0)
+}
+
+/// The same, except for the right to read files whoever they belong to. A process that never had it keeps nothing.
+///
+/// # Errors
+/// As capset(2).
+pub(crate) fn keep_file_reading_capability() -> io::Result<()> {
+    const CAP_DAC_READ_SEARCH: u32 = 2;
+    set_capabilities(1 << CAP_DAC_READ_SEARCH).or_else(|_| drop_all_capabilities())
+}
+
+/// Only the first 32 capabilities can be kept.
+fn set_capabilities(kept: u32) -> io::Result<()> {
     /// `struct __user_cap_header_struct` of linux/capability.h.
     #[repr(C)]
     struct Header {
@@ -144,9 +158,9 @@ pub(crate) fn drop_all_capabilities() -> io::Result<()> {
         pid: 0,
     };
     // Two `struct __user_cap_data_struct` of three words each: effective, permitted, inheritable.
-    let none = [0_u32; 6];
+    let sets = [kept, kept, 0, 0, 0, 0];
     // SAFETY: capset reads one header and, for version 3, two data structures; both live through the call.
-    let result = unsafe { libc::syscall(libc::SYS_capset, &raw const header, none.as_ptr()) };
+    let result = unsafe { libc::syscall(libc::SYS_capset, &raw const header, sets.as_ptr()) };
     checked_long(result)
 }
 

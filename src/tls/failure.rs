@@ -151,7 +151,6 @@ fn no_fitting_certificate(takes: &[KeyKind], certificates: &[KeyKind]) -> String
 
 fn refused(refusal: Refusal, hello: &HelloFacts) -> String {
     match (refusal, &hello.server_name) {
-        (Refusal::Kind, _) => no_fitting_certificate(&hello.takes, &hello.certificates),
         (Refusal::UnknownName, Some(name)) => {
             format!("the client asks for '{name}', and there is no certificate for that name")
         }
@@ -268,7 +267,7 @@ fn alert_sent(error: &Error, hello: &HelloFacts) -> Option<AlertDescription> {
         Error::NoApplicationProtocol => AlertDescription::NoApplicationProtocol,
         Error::PeerSentOversizedRecord => AlertDescription::RecordOverflow,
         Error::General(_) if hello.is_read && hello.refusal.is_some() => {
-            AlertDescription::AccessDenied
+            AlertDescription::UnrecognisedName
         }
         _ => return None,
     })

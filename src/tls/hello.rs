@@ -35,8 +35,6 @@ pub(crate) enum KeyKind {
 /// Why the resolver has no certificate for a client.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Refusal {
-    /// None of a kind that the client can verify.
-    Kind,
     /// The client named no server, and only named ones are served.
     NoName,
     /// None for the name that the client asked for.

@@ -1,59 +1,88 @@
 //! rustls configured for IMAP, and its unbuffered connection: bytes in, bytes out; no descriptors.
 
-#[allow(
-    dead_code,
-    reason = "failures are logged as the library words them, so far"
-)]
 mod alert;
-#[allow(dead_code, reason = "client certificates are not asked for yet")]
 mod client_auth;
-#[allow(dead_code, reason = "client certificates are not asked for yet")]
 mod client_identity;
-#[allow(dead_code, reason = "client certificates are not asked for yet")]
 mod facts;
-#[allow(
-    dead_code,
-    reason = "failures are logged as the library words them, so far"
-)]
 mod failure;
-#[allow(
-    dead_code,
-    reason = "failures are logged as the library words them, so far"
-)]
 mod hello;
 mod hybrid;
+mod resolver;
+mod tickets;
 
+use std::fmt;
+use std::sync::atomic::AtomicU8;
 use std::sync::{Arc, OnceLock};
 
 use rustls::crypto::{CryptoProvider, ring};
+use rustls::pki_types::UnixTime;
+use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{
-    ClientHello, NoServerSessionStorage, ResolvesServerCert, ServerConnectionData,
-    UnbufferedServerConnection,
+    NoClientAuth, NoServerSessionStorage, ServerConnectionData, UnbufferedServerConnection,
 };
-use rustls::sign::CertifiedKey;
 use rustls::unbuffered::{ConnectionState, EncodeError, EncryptError, UnbufferedStatus};
-use rustls::{Error, ServerConfig};
+use rustls::{AlertDescription, Error, HandshakeKind, ServerConfig};
 
+pub(crate) use client_auth::{ClientDemand, TrustFile, binding as client_auth_binding};
+pub(crate) use client_identity::ClientIdentity;
 pub(crate) use facts::{FACTS_LENGTH, Facts};
+pub(crate) use resolver::{Certified, UnknownName};
+
+use crate::host_name::HostName;
+use hello::OPENING_LENGTH;
+use resolver::{Heard, Refusal, Resolver};
+use tickets::Ticketer;
 
 /// The protocol name that IANA registered for IMAP in TLS (RFC 7301, RFC 8437's registry).
 const ALPN_IMAP: &[u8] = b"imap";
 
-/// The one certificate, and a place for the name that the client asked for.
-#[derive(Debug)]
-struct Resolver {
-    certified: Arc<CertifiedKey>,
-    server_name: OnceLock<String>,
+/// What TLS wants of the keeper, beside signatures, which are rustls's `SigningKey` to ask for.
+pub(crate) trait AsksKeeper: fmt::Debug + Send + Sync {
+    /// The certificate for a name, from the directory (`--cert-dir`).
+    ///
+    /// # Errors
+    /// In words for the log, if there is one and it cannot be used.
+    fn certificate(&self, name: &HostName) -> Result<Option<Certified>, String>;
+
+    /// What is sealed in a client's ticket; `None` if it is none of ours, or too old.
+    fn open(&self, name: Option<&HostName>, ticket: &[u8]) -> Option<Vec<u8>>;
+
+    /// A ticket for the session.
+    fn seal(&self, name: Option<&HostName>, session: &[u8]) -> Option<Vec<u8>>;
 }
 
-impl ResolvesServerCert for Resolver {
-    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        if let Some(name) = hello.server_name() {
-            let _ = self.server_name.set(name.to_ascii_lowercase());
-        }
-        Some(self.certified.clone())
-    }
+/// The oldest version that is spoken.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum OldestVersion {
+    Tls12,
+    Tls13,
 }
+
+/// What a session is to be like.
+#[derive(Debug)]
+pub(crate) struct Settings {
+    pub(crate) certificates: Vec<Certified>,
+    /// Who examines client certificates, if they are asked for.
+    pub(crate) client_auth: Option<Arc<dyn ClientCertVerifier>>,
+    pub(crate) has_directory: bool,
+    pub(crate) keeper: Arc<dyn AsksKeeper>,
+    pub(crate) oldest_version: OldestVersion,
+    /// `None`: no session is resumed.
+    pub(crate) tickets: Option<TicketLimits>,
+    pub(crate) unknown_name: UnknownName,
+}
+
+/// How long tickets are good for, in seconds, and how many the keeper opens and seals for one connection.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TicketLimits {
+    pub(crate) lifetime: u32,
+    pub(crate) opens: u8,
+    pub(crate) seals: u8,
+}
+
+/// A session that resumes is as good as new and gives a ticket of its own, so one is enough; a client that wants another
+/// number says so (RFC 9149).
+const TICKETS: usize = 1;
 
 /// ring, with the post-quantum hybrid before its own groups: a recorded session should not be readable later.
 fn provider() -> CryptoProvider {
@@ -62,11 +91,28 @@ fn provider() -> CryptoProvider {
     provider
 }
 
+/// Who examines client certificates, with the same cryptography as all the rest.
+///
+/// # Errors
+/// `Setup`, naming file and option.
+pub(crate) fn client_verifier(
+    authorities: TrustFile<'_>,
+    revocations: &[TrustFile<'_>],
+    demand: ClientDemand,
+) -> Result<Arc<dyn ClientCertVerifier>, crate::error::Error> {
+    let now = UnixTime::now().as_secs().try_into().unwrap_or(i64::MAX);
+    client_auth::verifier(authorities, revocations, demand, &Arc::new(provider()), now)
+}
+
 /// One TLS session with the client.
 pub(crate) struct Tls {
+    client_auth: Option<Arc<dyn ClientCertVerifier>>,
     connection: UnbufferedServerConnection,
     /// Records, or parts of one, not yet worked on.
     incoming: Vec<u8>,
+    oldest_version: OldestVersion,
+    /// The client's first octets, to tell what it speaks if that is not TLS.
+    opening: Vec<u8>,
     resolver: Arc<Resolver>,
     is_failed: bool,
     is_peer_closed: bool,
@@ -84,28 +130,56 @@ pub(crate) enum Progress {
 }
 
 impl Tls {
-    /// A session that expects a ClientHello, with nothing to tune: TLS 1.2 and 1.3, ECDHE and AEAD only (RFC 9325).
+    /// A session that expects a ClientHello, with little to tune: TLS 1.2 and 1.3, ECDHE and AEAD only (RFC 9325).
     ///
     /// # Errors
-    /// rustls's, if the certificate cannot be used.
-    pub(crate) fn new(certified: CertifiedKey) -> Result<Self, Error> {
+    /// rustls's, if it cannot be set up so.
+    pub(crate) fn new(settings: Settings) -> Result<Self, Error> {
+        let heard = Arc::new(Heard::default());
         let resolver = Arc::new(Resolver {
-            certified: Arc::new(certified),
-            server_name: OnceLock::new(),
+            answer: OnceLock::new(),
+            certificates: settings.certificates,
+            has_directory: settings.has_directory,
+            heard: heard.clone(),
+            keeper: settings.keeper.clone(),
+            unknown_name: settings.unknown_name,
         });
+        let versions: &[_] = match settings.oldest_version {
+            OldestVersion::Tls12 => &[&rustls::version::TLS13, &rustls::version::TLS12],
+            OldestVersion::Tls13 => &[&rustls::version::TLS13],
+        };
         let mut config = ServerConfig::builder_with_provider(Arc::new(provider()))
-            .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
-            .with_no_client_auth()
+            .with_protocol_versions(versions)?
+            .with_client_cert_verifier(
+                settings
+                    .client_auth
+                    .clone()
+                    .unwrap_or(Arc::new(NoClientAuth)),
+            )
             .with_cert_resolver(resolver.clone());
         // Strict: a client that offers protocols and not this one is none of ours (the ALPACA attack).
         config.alpn_protocols = vec![ALPN_IMAP.to_vec()];
-        // A process per connection has no memory of others, so a ticket could never be redeemed.
+        // A process per connection has no memory of others: what is remembered travels in tickets.
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
+        if let Some(limits) = settings.tickets {
+            config.ticketer = Arc::new(Ticketer {
+                heard,
+                keeper: settings.keeper,
+                lifetime: limits.lifetime,
+                opens: AtomicU8::new(limits.opens),
+                seals: AtomicU8::new(limits.seals),
+            });
+            config.send_tls13_tickets = TICKETS;
+            config.max_tls13_tickets = usize::from(limits.seals);
+        }
         let connection = UnbufferedServerConnection::new(Arc::new(config))?;
         Ok(Self {
+            client_auth: settings.client_auth,
             connection,
             incoming: Vec::new(),
+            oldest_version: settings.oldest_version,
+            opening: Vec::new(),
             resolver,
             is_failed: false,
             is_peer_closed: false,
@@ -122,6 +196,8 @@ impl Tls {
         plaintext: &mut Vec<u8>,
         outgoing: &mut Vec<u8>,
     ) -> Result<Progress, Error> {
+        let missing = OPENING_LENGTH.saturating_sub(self.opening.len());
+        self.opening.extend(bytes.iter().take(missing));
         self.incoming.extend_from_slice(bytes);
         self.work(plaintext, outgoing, |_, _| Ok(()))
     }
@@ -229,8 +305,14 @@ impl Tls {
         };
         if result.is_err() {
             self.is_failed = true;
-            // What is left of the session is the alert that tells the client; there may be none.
-            let _ = self.encode_alert(outgoing);
+            match self.resolver.refusal() {
+                // The library has one alert for all reasons not to show a certificate. Nothing is encrypted yet.
+                Some(refusal) => outgoing.extend_from_slice(&clear_alert(refusal.alert())),
+                // What is left of the session is the alert that tells the client; there may be none.
+                None => {
+                    let _ = self.encode_alert(outgoing);
+                }
+            }
         }
         self.incoming.drain(..used.min(self.incoming.len()));
         if self.is_peer_closed {
@@ -263,9 +345,29 @@ impl Tls {
         }
     }
 
+    /// Examines the client's certificate again where a session was resumed: its ticket says that it was good then, and it
+    /// may have expired since.
+    ///
+    /// # Errors
+    /// rustls's, as in a full handshake.
+    pub(crate) fn examine_client(&self) -> Result<(), Error> {
+        let chain = self.connection.peer_certificates().unwrap_or_default();
+        match (&self.client_auth, chain.split_first()) {
+            (Some(verifier), Some((own, issuers))) if self.is_resumed() => verifier
+                .verify_client_cert(own, issuers, UnixTime::now())
+                .map(drop),
+            _ => Ok(()),
+        }
+    }
+
+    fn is_resumed(&self) -> bool {
+        self.connection.handshake_kind() == Some(HandshakeKind::Resumed)
+    }
+
     /// What is known about the session once it is secure.
     pub(crate) fn facts(&self) -> Facts {
-        Facts::new(
+        let own = self.connection.peer_certificates().and_then(<[_]>::first);
+        let facts = Facts::new(
             self.connection.protocol_version(),
             self.connection
                 .negotiated_cipher_suite()
@@ -273,14 +375,44 @@ impl Tls {
             self.connection
                 .negotiated_key_exchange_group()
                 .map(|group| group.name()),
-            self.resolver.server_name.get().map(String::as_str),
-        )
+            self.server_name(),
+        );
+        facts
+            .with_client(own.and_then(|own| ClientIdentity::from_der(own)))
+            .with_resumption(self.is_resumed())
     }
 
     /// The name that the client asked for, even if the handshake failed.
     pub(crate) fn server_name(&self) -> Option<&str> {
-        self.resolver.server_name.get().map(String::as_str)
+        self.resolver.heard.facts()?.server_name.as_deref()
     }
+
+    /// What is wrong with a certificate of ours, if that is what the handshake failed of.
+    pub(crate) fn fault(&self) -> Option<&str> {
+        match self.resolver.refusal()? {
+            Refusal::Fault(why) => Some(why),
+            Refusal::Client(_) => None,
+        }
+    }
+
+    /// Why the handshake failed, in an administrator's words. They may contain octets of the client's.
+    pub(crate) fn explain(&self, error: &Error) -> String {
+        let certificates = self.resolver.certificates.iter();
+        let mut hello = self.resolver.heard.facts().cloned().unwrap_or_default();
+        hello.opening.clone_from(&self.opening);
+        hello.is_tls13_only = self.oldest_version == OldestVersion::Tls13;
+        hello.certificates = certificates.filter_map(Certified::kind).collect();
+        if let Some(Refusal::Client(why)) = self.resolver.refusal() {
+            hello.refusal = Some(*why);
+        }
+        failure::explain(error, &hello)
+    }
+}
+
+/// A fatal alert before encryption (RFC 8446 section 5.1): type 21, version, length, level, description.
+fn clear_alert(description: AlertDescription) -> [u8; 7] {
+    const FATAL: u8 = 2;
+    [21, 3, 3, 0, 2, FATAL, description.into()]
 }
 
 type WriteTraffic<'a> = rustls::unbuffered::WriteTraffic<'a, ServerConnectionData>;
@@ -323,13 +455,45 @@ mod tests {
     use super::*;
     use rustls::pki_types::pem::PemObject as _;
     use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+    use rustls::sign::CertifiedKey;
+
+    /// One that has no certificates by name, and no ticket keys.
+    #[derive(Debug)]
+    struct NoKeeper;
+
+    impl AsksKeeper for NoKeeper {
+        fn certificate(&self, _: &HostName) -> Result<Option<Certified>, String> {
+            Ok(None)
+        }
+
+        fn open(&self, _: Option<&HostName>, _: &[u8]) -> Option<Vec<u8>> {
+            None
+        }
+
+        fn seal(&self, _: Option<&HostName>, _: &[u8]) -> Option<Vec<u8>> {
+            None
+        }
+    }
 
     fn server() -> Tls {
         let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
         let key = PrivateKeyDer::from_pem_slice(made.key_pair.serialize_pem().as_bytes()).unwrap();
         let key = ring::sign::any_supported_type(&key).unwrap();
         let chain = vec![CertificateDer::from(made.cert.der().to_vec())];
-        Tls::new(CertifiedKey::new(chain, key)).unwrap()
+        let certified = Certified {
+            key: Arc::new(CertifiedKey::new(chain, key)),
+            names: vec!["localhost".to_owned()],
+        };
+        Tls::new(Settings {
+            certificates: vec![certified],
+            client_auth: None,
+            has_directory: false,
+            keeper: Arc::new(NoKeeper),
+            oldest_version: OldestVersion::Tls12,
+            tickets: None,
+            unknown_name: UnknownName::Default,
+        })
+        .unwrap()
     }
 
     #[test]

@@ -42,7 +42,7 @@ const READING: OFlag = OFlag::O_RDONLY
     .union(OFlag::O_NONBLOCK);
 
 /// What there is to seal and open with, and what the administrator should know.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(in crate::keeper) struct Loaded {
     /// None: no resumption in this connection.
     pub(in crate::keeper) keys: Option<TicketKeys>,

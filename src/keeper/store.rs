@@ -1,0 +1,201 @@
+//! Files -> bytes -> keys that sign and the certificates that they go with: read before the sandbox, parsed in it, and examined
+//! before they are used.
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::sign::{CertifiedKey, SigningKey};
+use x509_parser::certificate::X509Certificate;
+use x509_parser::extensions::GeneralName;
+
+use super::CertificateFiles;
+use super::message::{Holding, INTRODUCTION_LIMIT};
+use super::signing::SCHEMES;
+use crate::error::Error;
+use crate::files::{FILE_LIMIT, Place, any_mode, check_mode, read, read_with_mode};
+use crate::sandbox::Sandboxed;
+
+/// A certificate and its key, as they are in their files.
+pub(super) struct Unparsed {
+    pub(super) certificate: (Place, Vec<u8>),
+    pub(super) key: (Place, Vec<u8>),
+    /// Why a file that may hold a key, if it does, is open to too many.
+    pub(super) mode: Result<(), String>,
+}
+
+impl Unparsed {
+    /// Where one file holds both.
+    pub(super) fn of_one_file(
+        path: String,
+        option: &'static str,
+        bytes: Vec<u8>,
+        mode: Result<(), String>,
+    ) -> Self {
+        let place = |what| Place {
+            what,
+            path: path.clone(),
+            option,
+        };
+        Self {
+            certificate: (place("certificate"), bytes.clone()),
+            key: (place("private key in"), bytes),
+            mode,
+        }
+    }
+
+    /// Reads what the options name.
+    ///
+    /// # Errors
+    /// `Setup`, with the file, the option and the system's reason.
+    pub(super) fn read(files: &CertificateFiles) -> Result<Self, Error> {
+        let path = &files.certificate;
+        let certificate = Place::new("certificate", path, "--cert");
+        let Some(key_path) = &files.key else {
+            let (bytes, mode) = read_with_mode(path, &certificate, FILE_LIMIT)?;
+            let mode = check_mode(mode);
+            return Ok(Self::of_one_file(certificate.path, "--cert", bytes, mode));
+        };
+        let bytes = read(path, &certificate, FILE_LIMIT, any_mode)?;
+        let key = Place::new("private key", key_path, "--key");
+        let key_bytes = read(key_path, &key, FILE_LIMIT, check_mode)?;
+        Ok(Self {
+            certificate: (certificate, bytes),
+            key: (key, key_bytes),
+            mode: Ok(()),
+        })
+    }
+}
+
+/// A key with what the network process may know about it.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub(super) holding: Holding,
+    pub(super) key: Arc<dyn SigningKey>,
+}
+
+/// Parses a chain and its key.
+///
+/// # Errors
+/// `Setup`, if one is malformed or not valid now, or if they do not go together.
+pub(super) fn parse(unparsed: &Unparsed, _: &Sandboxed) -> Result<Held, Error> {
+    let (certificate_place, certificate) = &unparsed.certificate;
+    let (key_place, key) = &unparsed.key;
+    let (chain, names) =
+        parse_chain(certificate).map_err(|why| cannot_use(certificate_place, why))?;
+    let is_one_file = key_place.path == certificate_place.path;
+    let key = parse_key(key, is_one_file).map_err(|why| cannot_use(key_place, why))?;
+    // Only now, since a file that turns out to hold no key may be open to all.
+    let mode = unparsed.mode.clone();
+    mode.map_err(|why| cannot_use(key_place, why))?;
+    let mismatch = |why: &str| {
+        Error::setup(
+            format!("{key_place} does not go with {certificate_place}"),
+            why,
+        )
+    };
+    match CertifiedKey::new(chain.clone(), key.clone()).keys_match() {
+        Ok(()) => {}
+        Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::KeyMismatch)) => {
+            return Err(mismatch("the public keys differ"));
+        }
+        Err(error) => return Err(mismatch(&error.to_string())),
+    }
+    let schemes = SCHEMES
+        .iter()
+        .copied()
+        .filter(|scheme| key.choose_scheme(&[*scheme]).is_some())
+        .collect();
+    let holding = Holding {
+        chain: chain
+            .iter()
+            .map(|certificate| certificate.to_vec())
+            .collect(),
+        names,
+        ocsp: Vec::new(),
+        schemes,
+    };
+    Ok(Held { holding, key })
+}
+
+fn cannot_use(place: &Place, why: String) -> Error {
+    Error::setup(format!("cannot use {place}"), why)
+}
+
+type Chain = Vec<CertificateDer<'static>>;
+
+fn parse_chain(pem: &[u8]) -> Result<(Chain, Vec<String>), String> {
+    let chain: Chain = rustls_pemfile::certs(&mut &*pem)
+        .collect::<Result<_, _>>()
+        .map_err(|error| format!("malformed PEM: {error}"))?;
+    let own = chain
+        .first()
+        .ok_or("no certificate in PEM form (BEGIN CERTIFICATE) in it")?;
+    let length: usize = chain.iter().map(|certificate| certificate.len()).sum();
+    if length > INTRODUCTION_LIMIT / 4 {
+        return Err("the chain is too long".to_owned());
+    }
+    let (_, own) = x509_parser::parse_x509_certificate(own)
+        .map_err(|error| format!("malformed certificate: {error}"))?;
+    check_validity(&own)?;
+    let names = host_names(&own);
+    Ok((chain, names))
+}
+
+/// An expired certificate is refused by every client that looks; saying so in the log is kinder (DESIGN promise 5).
+fn check_validity(own: &X509Certificate<'_>) -> Result<(), String> {
+    let now = now()?;
+    let validity = own.validity();
+    if now > validity.not_after.timestamp() {
+        return Err(format!("it expired on {}: renew it", validity.not_after));
+    }
+    if now < validity.not_before.timestamp() {
+        return Err(format!(
+            "it is not valid before {}: look at this machine's clock",
+            validity.not_before
+        ));
+    }
+    Ok(())
+}
+
+/// Seconds since 1970.
+pub(super) fn now() -> Result<i64, String> {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_err(|_| "this machine's clock is before 1970")?;
+    i64::try_from(since.as_secs())
+        .map_err(|_| "this machine's clock is beyond all dates".to_owned())
+}
+
+/// The `dNSName`s of the certificate; clients look at nothing else (RFC 6125 section 6.4.4).
+fn host_names(own: &X509Certificate<'_>) -> Vec<String> {
+    let Ok(Some(extension)) = own.subject_alternative_name() else {
+        return Vec::new();
+    };
+    let names = extension.value.general_names.iter();
+    names
+        .filter_map(|name| match name {
+            GeneralName::DNSName(name) => Some((*name).to_owned()),
+            _ => None,
+        })
+        .collect()
+}
+
+fn parse_key(pem: &[u8], is_one_file: bool) -> Result<Arc<dyn SigningKey>, String> {
+    let key: PrivateKeyDer<'static> = rustls_pemfile::private_key(&mut &*pem)
+        .map_err(|error| format!("malformed PEM: {error}"))?
+        .ok_or_else(|| describe_no_key(pem, is_one_file))?;
+    rustls::crypto::ring::sign::any_supported_type(&key).map_err(|_| {
+        "neither an RSA (2048 bits or more), ECDSA P-256 or P-384 nor Ed25519 key".to_owned()
+    })
+}
+
+fn describe_no_key(pem: &[u8], is_one_file: bool) -> String {
+    let is_encrypted = pem.windows(9).any(|window| window == b"ENCRYPTED");
+    match (is_encrypted, is_one_file) {
+        (true, _) => "it is encrypted: imap-tls cannot ask for a passphrase, so store it in clear with mode 0600",
+        (false, true) => "no private key in PEM form (BEGIN PRIVATE KEY) in it: name the key's file with --key",
+        (false, false) => "no private key in PEM form (BEGIN PRIVATE KEY) in it",
+    }
+    .to_owned()
+}

@@ -1,0 +1,158 @@
+//! Which certificate a client is shown: by the name that it asks for, and by what it can verify.
+
+use std::sync::{Arc, OnceLock};
+
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use rustls::{AlertDescription, SignatureAlgorithm, SignatureScheme};
+
+use super::AsksKeeper;
+use super::hello::{self, HelloFacts, KeyKind};
+use crate::host_name::HostName;
+
+/// A certificate chain with a key that signs for it, and the host names that it is for.
+#[derive(Clone, Debug)]
+pub(crate) struct Certified {
+    pub(crate) key: Arc<CertifiedKey>,
+    pub(crate) names: Vec<String>,
+}
+
+impl Certified {
+    /// What kind of key it is for.
+    pub(super) fn kind(&self) -> Option<KeyKind> {
+        match self.key.key.algorithm() {
+            SignatureAlgorithm::ECDSA => Some(KeyKind::Ecdsa),
+            SignatureAlgorithm::ED25519 => Some(KeyKind::Ed25519),
+            SignatureAlgorithm::RSA => Some(KeyKind::Rsa),
+            _ => None,
+        }
+    }
+}
+
+/// What is done for a client that asks for a name that no certificate is for, or for none.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum UnknownName {
+    /// The first certificate is shown; whether that will do is the client's to say.
+    Default,
+    /// The handshake ends with `unrecognized_name` (RFC 6066 section 3).
+    Refused,
+}
+
+/// Why no certificate was shown.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(super) enum Refusal {
+    /// The client wants what we do not have.
+    Client(hello::Refusal),
+    /// Ours to mend, in words.
+    Fault(String),
+}
+
+impl Refusal {
+    /// The alert that says so (RFC 8446 section 6.2).
+    pub(super) fn alert(&self) -> AlertDescription {
+        match self {
+            Self::Client(_) => AlertDescription::UnrecognisedName,
+            Self::Fault(_) => AlertDescription::InternalError,
+        }
+    }
+}
+
+/// What the ClientHello said, for those who come after the resolver.
+#[derive(Debug, Default)]
+pub(super) struct Heard {
+    facts: OnceLock<HelloFacts>,
+}
+
+impl Heard {
+    pub(super) fn facts(&self) -> Option<&HelloFacts> {
+        self.facts.get()
+    }
+
+    /// The name that the client asked for, where it is a host name.
+    pub(super) fn name(&self) -> Option<HostName> {
+        HostName::new(self.facts()?.server_name.as_deref()?)
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Resolver {
+    pub(super) certificates: Vec<Certified>,
+    /// Whether the keeper may know more of them (`--cert-dir`).
+    pub(super) has_directory: bool,
+    pub(super) heard: Arc<Heard>,
+    pub(super) keeper: Arc<dyn AsksKeeper>,
+    /// A client that is sent a HelloRetryRequest asks twice, and the keeper answers once.
+    pub(super) answer: OnceLock<Result<Arc<CertifiedKey>, Refusal>>,
+    pub(super) unknown_name: UnknownName,
+}
+
+impl ResolvesServerCert for Resolver {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        self.heard.facts.get_or_init(|| HelloFacts::read(&hello));
+        let answer = self
+            .answer
+            .get_or_init(|| self.choose(self.heard.name().as_ref(), hello.signature_schemes()));
+        answer.as_ref().ok().cloned()
+    }
+}
+
+impl Resolver {
+    pub(super) fn refusal(&self) -> Option<&Refusal> {
+        self.answer.get()?.as_ref().err()
+    }
+
+    fn choose(
+        &self,
+        name: Option<&HostName>,
+        schemes: &[SignatureScheme],
+    ) -> Result<Arc<CertifiedKey>, Refusal> {
+        let named = match name {
+            Some(name) => self.find(name, schemes)?,
+            None => None,
+        };
+        if let Some(certified) = named {
+            return Ok(certified.key);
+        }
+        let default = match self.unknown_name {
+            UnknownName::Default => best(self.certificates.iter(), schemes),
+            UnknownName::Refused => None,
+        };
+        default
+            .map(|certified| certified.key.clone())
+            .ok_or(Refusal::Client(match name {
+                Some(_) => hello::Refusal::UnknownName,
+                None => hello::Refusal::NoName,
+            }))
+    }
+
+    /// One for this name: the directory's if the client can verify it, or else one of the others.
+    fn find(
+        &self,
+        name: &HostName,
+        schemes: &[SignatureScheme],
+    ) -> Result<Option<Certified>, Refusal> {
+        let filed = if self.has_directory {
+            self.keeper.certificate(name).map_err(Refusal::Fault)?
+        } else {
+            None
+        };
+        let known = self.certificates.iter().filter(|certified| {
+            let mut names = certified.names.iter();
+            names.any(|pattern| name.is_covered_by(pattern))
+        });
+        Ok(best(filed.iter().chain(known), schemes).cloned())
+    }
+}
+
+/// The first whose key can make a signature that the client can verify; or else the first, so that the library says what
+/// the two do not have in common. ECDSA before RSA is a matter of the order in which they are named.
+fn best<'a>(
+    certificates: impl Iterator<Item = &'a Certified> + Clone,
+    schemes: &[SignatureScheme],
+) -> Option<&'a Certified> {
+    let mut certificates = certificates;
+    let first = certificates.clone().next();
+    certificates
+        .find(|certified| certified.key.key.choose_scheme(schemes).is_some())
+        .or(first)
+}
