@@ -1,5 +1,5 @@
 //! Writes the man page and the shells' completions to a directory, from the program's own options, so that they cannot drift from
-//! `--help`: `cargo run --example generate -- DIR`.
+//! `--help`: `cargo run --features generate --bin generate -- DIR`.
 #![allow(
     clippy::print_stderr,
     reason = "a tool for packagers: stderr is where its faults go"

@@ -1,23 +1,23 @@
-# stage.sh - sourced by build-deb and build-rpm: a copy of the source in a directory whose name stays the same from one run to
-# the next, so that cargo finds what it built before; sets $repository,
-# $version, $place (where packages go), $work and $stage.
+# stage.sh - sourced by build-deb and build-rpm: compiles in the repository, with cargo's own directory, so that nothing is
+# compiled twice; then copies the source to a directory in which the package's tools may do as they like, with what was
+# compiled in $stage/built. Sets $repository, $version, $place (where packages go), $work and $stage.
 # shellcheck shell=sh
 repository=$(cd "$(dirname "$0")/.." && pwd)
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' "$repository/Cargo.toml" | head -1)
-place=${CARGO_TARGET_DIR:-$repository/target}/package
-mkdir -p "$place/cargo"
-place=$(cd "$place" && pwd)
-# Cargo's own directory is not shared with the repository's: it tells neither two copies of one package apart, nor would it see
-# a change in one of them when it last built the other.
-export CARGO_TARGET_DIR="$place/cargo"
+mkdir -p "${CARGO_TARGET_DIR:-$repository/target}"
+CARGO_TARGET_DIR=$(cd "${CARGO_TARGET_DIR:-$repository/target}" && pwd)
+export CARGO_TARGET_DIR
+place=$CARGO_TARGET_DIR/package
+work=$place/work
+stage=$work/imap-tls-$version
+mkdir -p "$place"
 # Two builds at a time would spoil each other's copy.
 exec 9>"$place/lock"
 flock 9
-work=$place/work
-stage=$work/imap-tls-$version
 rm -rf "$work"
 mkdir -p "$stage"
 tar -C "$repository" --exclude=./target --exclude=./.git --exclude=./tests/fuzz -cf - . | tar -C "$stage" -xf -
+"$repository/packaging/compile" "$stage/built" >&2 9>&-
 
 need() { # need COMMAND PACKAGE: says what is missing, or installs it
     command -v "$1" >/dev/null && return
