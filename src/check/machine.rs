@@ -1,13 +1,12 @@
 //! The machine around us: the log, the superserver's entry, the port.
 
-use std::fs;
-use std::io;
 use std::path::Path;
+use std::{fmt, fs, io};
 
 use super::{Level, Report};
 use crate::error::reason;
 use crate::imap::Policy;
-use crate::log::{Destination, Log, Verbosity};
+use crate::log::{Destination, Escaped, Log, Verbosity};
 
 pub(super) fn check_log(report: &mut Report, destination: Destination) {
     if destination == Destination::Stderr {
@@ -34,48 +33,80 @@ pub(super) fn check_log(report: &mut Report, destination: Destination) {
     }
 }
 
-/// Where the superservers that we know keep their entries.
-const SUPERSERVERS: &[(&str, &[&str])] = &[
-    (
-        "systemd",
-        &[
+/// A superserver whose configuration we can read.
+struct Superserver {
+    name: &'static str,
+    /// What its process is called.
+    programs: &'static [&'static str],
+    /// Files, or directories of files, in which it finds what to start.
+    places: &'static [&'static str],
+}
+
+const SUPERSERVERS: &[Superserver] = &[
+    Superserver {
+        name: "systemd",
+        programs: &["systemd"],
+        places: &[
             "/etc/systemd/system",
             "/usr/local/lib/systemd/system",
             "/usr/lib/systemd/system",
             "/lib/systemd/system",
         ],
-    ),
-    ("xinetd", &["/etc/xinetd.d"]),
-    ("inetd", &["/etc/inetd.conf"]),
+    },
+    Superserver {
+        name: "xinetd",
+        programs: &["xinetd"],
+        places: &["/etc/xinetd.d"],
+    },
+    Superserver {
+        name: "inetd",
+        programs: &["inetd", "inetutils-inetd"],
+        places: &["/etc/inetd.conf"],
+    },
+];
+
+/// Those that are told on their command line what to start; the kernel cuts names at 15 octets.
+const OTHER_SUPERSERVERS: &[&str] = &[
+    "imap-tls",
+    "s6-tcpserverd",
+    "s6-tcpserver4d",
+    "s6-tcpserver6d",
+    "socat",
+    "systemd-socket-",
+    "tcpserver",
+    "tcpsvd",
 ];
 
 pub(super) fn check_superserver(report: &mut Report, policy: Policy) {
-    let port = if policy == Policy::Implicit { 993 } else { 143 };
-    let entries: Vec<String> = SUPERSERVERS
+    let found: Vec<(&Superserver, Vec<String>)> = SUPERSERVERS
         .iter()
-        .flat_map(|(name, places)| {
-            places
-                .iter()
-                .flat_map(|place| entries(Path::new(place)))
-                .map(move |path| format!("{name} ({path})"))
-        })
+        .map(|superserver| (superserver, entries(superserver.places)))
+        .filter(|(_, entries)| !entries.is_empty())
         .collect();
-    if entries.is_empty() {
+    if found.is_empty() {
         report.add(
             Level::Warning,
             "superserver",
             "no entry for imap-tls under systemd, xinetd or inetd: install one, unless tcpserver or the like is used",
         );
     } else {
-        report.add(Level::Ok, "superserver", entries.join(", "));
+        let all: Vec<String> = found
+            .iter()
+            .flat_map(|(superserver, entries)| {
+                entries
+                    .iter()
+                    .map(move |path| format!("{} ({path})", superserver.name))
+            })
+            .collect();
+        report.add(Level::Ok, "superserver", all.join(", "));
     }
-    match is_listening(port) {
-        Ok(true) => report.add(Level::Ok, "port", format!("{port} is listened on")),
-        Ok(false) => report.add(
-            Level::Warning,
-            "port",
-            format!("nobody listens on {port}: enable the socket, or start the superserver"),
-        ),
+    let port = if policy == Policy::Implicit { 993 } else { 143 };
+    let with_entry: Vec<&str> = found
+        .iter()
+        .map(|(superserver, _)| superserver.name)
+        .collect();
+    match listening_sockets(port) {
+        Ok(sockets) => check_port(report, port, &listeners(&sockets), &sockets, &with_entry),
         Err(error) => report.add(
             Level::Warning,
             "port",
@@ -84,41 +115,192 @@ pub(super) fn check_superserver(report: &mut Report, policy: Policy) {
     }
 }
 
-/// Files in a directory, or the file itself, that run us.
-fn entries(place: &Path) -> Vec<String> {
-    let files: Vec<_> = match fs::read_dir(place) {
-        Ok(directory) => directory
-            .filter_map(|entry| Some(entry.ok()?.path()))
-            .collect(),
-        Err(_) => vec![place.to_owned()],
-    };
-    let runs_us = |path: &Path| {
-        let text = fs::read_to_string(path).unwrap_or_default();
-        text.lines()
-            .any(|line| !line.trim_start().starts_with('#') && line.contains("/imap-tls"))
-    };
-    files
-        .iter()
-        .filter(|path| runs_us(path))
-        .map(|path| path.display().to_string())
-        .collect()
+fn check_port(
+    report: &mut Report,
+    port: u16,
+    listeners: &[Listener],
+    sockets: &[String],
+    with_entry: &[&str],
+) {
+    if sockets.is_empty() {
+        report.add(
+            Level::Warning,
+            "port",
+            format!("nobody listens on {port}: enable the socket, or start the superserver"),
+        );
+    } else if listeners.is_empty() {
+        report.add(
+            Level::Ok,
+            "port",
+            format!("{port} is listened on, by whom only root can tell"),
+        );
+    }
+    for listener in listeners {
+        let known = SUPERSERVERS
+            .iter()
+            .find(|superserver| superserver.programs.contains(&listener.program.as_str()));
+        let others = OTHER_SUPERSERVERS.contains(&listener.program.as_str());
+        let (level, advice) = match known {
+            Some(superserver) if !with_entry.contains(&superserver.name) => (
+                Level::Warning,
+                format!(
+                    ", which has no entry for imap-tls: make one in place of the one for port {port}"
+                ),
+            ),
+            Some(_) => (Level::Ok, String::new()),
+            None if others => (Level::Ok, String::new()),
+            // Not an error: it may be a balancer in front of us, or we may be meant for another port.
+            None => (Level::Warning, listener.mend()),
+        };
+        report.add(
+            level,
+            "port",
+            format!("{port} is listened on by {listener}{advice}"),
+        );
+    }
 }
 
-/// Whether anybody listens on the port, by the kernel's own tables (proc_net(5)).
-fn is_listening(port: u16) -> io::Result<bool> {
+/// Files that have a superserver run us.
+fn entries(places: &[&str]) -> Vec<String> {
+    // One may be a link to another, such as /lib to /usr/lib.
+    let mut seen = Vec::new();
+    let mut found = Vec::new();
+    for place in places {
+        let Ok(place) = fs::canonicalize(place) else {
+            continue;
+        };
+        if seen.contains(&place) {
+            continue;
+        }
+        let mut files: Vec<_> = match fs::read_dir(&place) {
+            Ok(directory) => directory
+                .filter_map(|entry| Some(entry.ok()?.path()))
+                .collect(),
+            Err(_) => vec![place.clone()],
+        };
+        files.sort();
+        seen.push(place);
+        found.extend(
+            files
+                .iter()
+                .filter(|path| runs_us(&fs::read_to_string(path).unwrap_or_default()))
+                .map(|path| path.display().to_string()),
+        );
+    }
+    found
+}
+
+/// Whether an entry in this file runs us. Only xinetd's have braces, and can be disabled.
+fn runs_us(text: &str) -> bool {
+    text.split('}').any(|entry| {
+        let mut lines = entry
+            .lines()
+            .map(str::trim)
+            .filter(|line| !line.starts_with('#'));
+        let is_disabled = lines.clone().any(|line| {
+            line.split_once('=')
+                .is_some_and(|(name, value)| name.trim() == "disable" && value.trim() == "yes")
+        });
+        !is_disabled && lines.any(|line| line.contains("/imap-tls"))
+    })
+}
+
+/// The inodes of the sockets that listen on the port, by the kernel's own tables (proc_net(5)).
+fn listening_sockets(port: u16) -> io::Result<Vec<String>> {
     const LISTEN: &str = "0A";
     let local = format!(":{port:04X}");
-    let is_in = |table: String| {
-        table.lines().skip(1).any(|line| {
-            let mut fields = line.split_whitespace();
-            fields
-                .nth(1)
-                .is_some_and(|address| address.ends_with(&local))
-                && fields.nth(1) == Some(LISTEN)
-        })
+    let mut tables = fs::read_to_string("/proc/net/tcp")?;
+    // Not there where the kernel has no IPv6.
+    tables += &fs::read_to_string("/proc/net/tcp6").unwrap_or_default();
+    let sockets = tables.lines().filter_map(|line| {
+        let mut fields = line.split_whitespace();
+        let address = fields.nth(1)?;
+        let state = fields.nth(1)?;
+        let inode = fields.nth(5)?;
+        (address.ends_with(&local) && state == LISTEN).then(|| inode.to_owned())
+    });
+    Ok(sockets.collect())
+}
+
+/// A process that has a listening socket.
+struct Listener {
+    process: String,
+    program: String,
+    unit: Option<String>,
+}
+
+impl Listener {
+    fn new(process: &str) -> Self {
+        let read = |name| fs::read(format!("/proc/{process}/{name}")).unwrap_or_default();
+        Self {
+            process: process.to_owned(),
+            program: Escaped(read("comm").trim_ascii_end()).to_string(),
+            unit: unit(&String::from_utf8_lossy(&read("cgroup"))),
+        }
+    }
+
+    fn mend(&self) -> String {
+        const SO: &str = ", so clients get that and not imap-tls";
+        match &self.unit {
+            Some(unit) => format!("{SO}: systemctl disable --now {unit}"),
+            None => format!("{SO}: stop it, or have it listen elsewhere"),
+        }
+    }
+}
+
+impl fmt::Display for Listener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "'{}' (pid {}", self.program, self.process)?;
+        if let Some(unit) = &self.unit {
+            write!(f, ", {unit}")?;
+        }
+        f.write_str(")")
+    }
+}
+
+/// The service that a process belongs to, by its control group.
+fn unit(cgroup: &str) -> Option<String> {
+    cgroup
+        .lines()
+        .flat_map(|line| line.split('/'))
+        .find(|component| component.ends_with(".service"))
+        .map(|name| Escaped(name.as_bytes()).to_string())
+}
+
+/// The processes that have one of these sockets open; root sees all of them. Of those that share one, such as a daemon's workers,
+/// the first counts, of each name.
+fn listeners(sockets: &[String]) -> Vec<Listener> {
+    let wanted: Vec<String> = sockets
+        .iter()
+        .map(|inode| format!("socket:[{inode}]"))
+        .collect();
+    let Ok(processes) = fs::read_dir("/proc") else {
+        return Vec::new();
     };
-    let v4 = is_in(fs::read_to_string("/proc/net/tcp")?);
-    Ok(v4 || fs::read_to_string("/proc/net/tcp6").is_ok_and(is_in))
+    let mut numbers: Vec<u32> = processes
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .collect();
+    numbers.sort_unstable();
+    let mut found: Vec<Listener> = Vec::new();
+    for number in numbers {
+        let process = number.to_string();
+        if has_one_open(&process, &wanted) {
+            let listener = Listener::new(&process);
+            if found.iter().all(|one| one.program != listener.program) {
+                found.push(listener);
+            }
+        }
+    }
+    found
+}
+
+fn has_one_open(process: &str, wanted: &[String]) -> bool {
+    let Ok(descriptors) = fs::read_dir(format!("/proc/{process}/fd")) else {
+        return false;
+    };
+    descriptors
+        .filter_map(|entry| fs::read_link(entry.ok()?.path()).ok())
+        .any(|target| wanted.iter().any(|socket| target == Path::new(socket)))
 }
 
 #[cfg(test)]
@@ -126,11 +308,91 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_listening_port_is_seen() {
+    fn a_listening_port_is_seen_and_who_it_is() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        assert!(is_listening(port).unwrap());
+        let sockets = listening_sockets(port).unwrap();
+        assert_eq!(sockets.len(), 1);
+        let own = std::process::id().to_string();
+        let found = listeners(&sockets);
+        assert!(found.iter().any(|one| one.process == own), "{own}");
         let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        assert!(!is_listening(client.local_addr().unwrap().port()).unwrap());
+        let other = client.local_addr().unwrap().port();
+        assert!(listening_sockets(other).unwrap().is_empty());
+    }
+
+    #[test]
+    fn the_unit_is_told_by_the_control_group() {
+        for (cgroup, expected) in [
+            (
+                "1:name=systemd:/system.slice/a.service\n0::/",
+                Some("a.service"),
+            ),
+            (
+                "0::/system.slice/system-x.slice/x@1.service/sub",
+                Some("x@1.service"),
+            ),
+            ("0::/init.scope\n", None),
+            ("", None),
+        ] {
+            assert_eq!(unit(cgroup).as_deref(), expected, "{cgroup}");
+        }
+    }
+
+    #[test]
+    fn an_entry_that_is_disabled_or_a_comment_does_not_count() {
+        assert!(runs_us("ExecStart=-/usr/sbin/imap-tls --tls implicit\n"));
+        assert!(!runs_us("# ExecStart=-/usr/sbin/imap-tls\n"));
+        let xinetd = "service a\n{\n\tdisable = no\n\tserver_args = /usr/sbin/imap-tls\n}\n";
+        assert!(runs_us(xinetd));
+        let disabled = xinetd.replace("no", "yes");
+        assert!(!runs_us(&disabled));
+        assert!(runs_us(&(disabled + xinetd)));
+    }
+
+    fn said(listener: Option<Listener>, with_entry: &[&str]) -> String {
+        let mut report = Report::default();
+        let listeners: Vec<_> = listener.into_iter().collect();
+        check_port(&mut report, 143, &listeners, &["1".to_owned()], with_entry);
+        report.write(crate::check::Format::Text)
+    }
+
+    fn listener(program: &str, unit: Option<&str>) -> Option<Listener> {
+        Some(Listener {
+            process: "7".to_owned(),
+            program: program.to_owned(),
+            unit: unit.map(str::to_owned),
+        })
+    }
+
+    #[test]
+    fn who_has_the_port_is_told_with_what_to_do() {
+        assert_eq!(
+            said(listener("imap4d", Some("mailutils-imap4d.service")), &[]),
+            "warning: port: 143 is listened on by 'imap4d' (pid 7, mailutils-imap4d.service), so clients get that and not imap-tls: \
+             systemctl disable --now mailutils-imap4d.service\n"
+        );
+        assert_eq!(
+            said(listener("dovecot", None), &["systemd"]),
+            "warning: port: 143 is listened on by 'dovecot' (pid 7), so clients get that and not imap-tls: stop it, or have it \
+             listen elsewhere\n"
+        );
+        assert_eq!(
+            said(listener("systemd", None), &["systemd"]),
+            "ok: port: 143 is listened on by 'systemd' (pid 7)\n"
+        );
+        assert_eq!(
+            said(listener("xinetd", None), &["systemd"]),
+            "warning: port: 143 is listened on by 'xinetd' (pid 7), which has no entry for imap-tls: make one in place of the one \
+             for port 143\n"
+        );
+        assert_eq!(
+            said(listener("tcpserver", None), &[]),
+            "ok: port: 143 is listened on by 'tcpserver' (pid 7)\n"
+        );
+        assert_eq!(
+            said(None, &[]),
+            "ok: port: 143 is listened on, by whom only root can tell\n"
+        );
     }
 }
