@@ -17,6 +17,15 @@ pub fn tests() -> Vec<Trial> {
             &[],
             client,
         ),
+        test(
+            "check: another daemon on the port is named, with what to do",
+            &[
+                Need::Root,
+                Need::Command("unshare", "util-linux"),
+                Need::Command("python3", "python3"),
+            ],
+            stranger,
+        ),
     ];
     for (faults, needs) in [(FAULTS, &[][..]), (ROOT_FAULTS, &[Need::Root][..])] {
         // A descriptor is there in a session only.
@@ -42,6 +51,9 @@ pub fn tests() -> Vec<Trial> {
     }
     tests
 }
+
+// Few enough to be looked at one by one, too many to lose some unnoticed.
+const _: () = assert!(FAULTS.len() + ROOT_FAULTS.len() + ADVICE.len() > 50);
 
 fn found(test: &Test, fault: &Fault) {
     let output = (fault.breaks)(test, Program::new(test))
@@ -201,6 +213,35 @@ fn good(test: &Test) {
             .unwrap()
             .iter()
             .any(|finding| finding["subject"] == "sandbox")
+    );
+}
+
+/// Where the port is free, taken in vain, and taken: in a network of its own, so that it is this test's to take.
+fn stranger(test: &Test) {
+    let check = |script: &str, policy: &str| {
+        let program = Program::new(test).tls(policy).flag("--check");
+        let output = Tool::new(test, "unshare")
+            .args(["--net", "python3", "-c", script])
+            .args(program.command_line())
+            .envs(program.environment().clone())
+            .run();
+        assert_eq!(output.status.code(), Some(0), "{}", output.text());
+        output.text()
+    };
+    let listening = "import socket, subprocess, sys\n\
+        listener = socket.create_server(('0.0.0.0', 143))\n\
+        sys.exit(subprocess.run(sys.argv[1:]).returncode)";
+    let report = check(listening, "required");
+    let line = report
+        .lines()
+        .find(|line| line.starts_with("warning: port: 143 is listened on by 'python3' (pid "));
+    let line = line.unwrap_or_else(|| panic!("{report}"));
+    assert!(line.contains(", so clients get that and not imap-tls: "));
+    // The other port is free.
+    let report = check(listening, "implicit");
+    assert!(
+        report.contains("warning: port: nobody listens on 993: enable the socket"),
+        "{report}"
     );
 }
 
