@@ -203,6 +203,11 @@ fn files() -> Roff {
         &mut page,
         &[
             (
+                "/etc/imap-tls/imap-tls.conf",
+                "Settings, one NAME=VALUE a line, for what the packages bring: systemd puts them into the environment, and \
+                 /usr/libexec/imap-tls/with-settings does so for xinetd and inetd. imap-tls itself does not read it.",
+            ),
+            (
                 "/var/lib/imap-tls/empty",
                 "The directory in which the network process and the keeper are confined: root's and empty.",
             ),
@@ -292,32 +297,117 @@ fn examples() -> Roff {
     let mut page = section("EXAMPLES");
     introduction(
         &mut page,
-        &["inetd, for GNU mailutils, on ports 143 and 993:"],
+        &[
+            "Packages bring units, entries and run scripts for each superserver, which take their settings from \
+             /etc/imap-tls/imap-tls.conf. By hand, with the settings on the command line, port 143 and GNU mailutils' server are \
+             served as follows; for port 993 add --tls implicit. CERT and KEY are files in PEM form.",
+        ],
+    );
+    superserver_examples(&mut page);
+    page.control("SS", ["Backends"]);
+    introduction(
+        &mut page,
+        &[
+            "Settings for the environment, as in /etc/imap-tls/imap-tls.conf. What else each server needs is told in \
+             /usr/share/doc/imap-tls/GUIDE.md.",
+        ],
+    );
+    for (server, settings) in backends() {
+        page.control("PP", []).text([bold(server)]);
+        example(&mut page, &settings);
+    }
+    page.control("SS", ["Trying it"]);
+    introduction(
+        &mut page,
+        &["What is wrong with the set-up, and what a client sees:"],
     );
     example(
         &mut page,
-        "imap stream tcp nowait root /usr/sbin/imap-tls imap-tls --cert CERT --key KEY -- /usr/sbin/imap4d --inetd\n\
-         imaps stream tcp nowait root /usr/sbin/imap-tls imap-tls --tls implicit --cert CERT --key KEY -- /usr/sbin/imap4d --inetd",
-    );
-    paragraphs(&mut page, &["tcpserver, for Courier:"]);
-    example(
-        &mut page,
-        "tcpserver -v -R -H -l 0 -c 200 0 143 imap-tls --cert CERT --key KEY \\\n    /usr/lib/courier/courier/imaplogin /usr/bin/imapd Maildir",
-    );
-    paragraphs(
-        &mut page,
-        &["systemd, in a service with StandardInput=socket of a socket with Accept=yes:"],
-    );
-    example(
-        &mut page,
-        "ExecStart=-/usr/sbin/imap-tls --cert CERT --key KEY -- /usr/sbin/imap4d --inetd",
-    );
-    paragraphs(&mut page, &["What a client sees:"]);
-    example(
-        &mut page,
-        "openssl s_client -starttls imap -connect HOST:143\ncurl --ssl-reqd -u USER imap://HOST/INBOX",
+        "/usr/libexec/imap-tls/with-settings imap-tls --check\n\
+         openssl s_client -starttls imap -connect HOST:143\n\
+         curl --ssl-reqd -u USER imap://HOST/INBOX",
     );
     page
+}
+
+fn superserver_examples(page: &mut Roff) {
+    const EXAMPLES: &[(&str, &str, &str)] = &[
+        (
+            "systemd",
+            "With the package: systemctl enable --now imap-tls.socket imaps-tls.socket. By hand, as NAME.socket and \
+             NAME@.service:",
+            "[Socket]\n\
+             ListenStream=143\n\
+             Accept=yes\n\
+             MaxConnectionsPerSource=20\n\
+             TriggerLimitIntervalSec=0\n\
+             \n\
+             [Service]\n\
+             ExecStart=-/usr/sbin/imap-tls --cert CERT --key KEY -- /usr/sbin/imap4d --inetd\n\
+             StandardInput=socket\n\
+             StandardError=journal",
+        ),
+        (
+            "xinetd",
+            "With the package: disable = no in /etc/xinetd.d/imap-tls and imaps-tls. By hand:",
+            "service imap\n\
+             {\n\
+             \x20   socket_type = stream\n\
+             \x20   protocol    = tcp\n\
+             \x20   wait        = no\n\
+             \x20   user        = root\n\
+             \x20   per_source  = 20\n\
+             \x20   server      = /usr/sbin/imap-tls\n\
+             \x20   server_args = --cert CERT --key KEY -- /usr/sbin/imap4d --inetd\n\
+             }",
+        ),
+        (
+            "inetd",
+            "In /etc/inetd.conf:",
+            "imap stream tcp nowait.6000 root /usr/sbin/imap-tls imap-tls --cert CERT --key KEY -- /usr/sbin/imap4d --inetd",
+        ),
+        (
+            "tcpserver",
+            "In the run script of daemontools, runit or s6; whole service directories are in \
+             /usr/share/doc/imap-tls/examples/tcpserver:",
+            "exec 2>&1\n\
+             exec tcpserver -v -R -H -l 0 -c 1000 0 143 imap-tls --cert CERT --key KEY -- /usr/sbin/imap4d --inetd",
+        ),
+    ];
+    page.control("SS", ["Superservers"]);
+    for (name, text, lines) in EXAMPLES {
+        terms(page, &[(name, text)]);
+        example(page, lines);
+    }
+}
+
+/// The settings of each section on backends in the guide, so that the page cannot say otherwise.
+fn backends() -> Vec<(&'static str, String)> {
+    let guide = include_str!("GUIDE.md");
+    let sections = guide
+        .split("\n## ")
+        .find(|part| part.starts_with("Backends"));
+    sections
+        .unwrap_or_default()
+        .split("\n### ")
+        .skip(1)
+        .map(|section| {
+            let mut settings = String::new();
+            for line in section.lines() {
+                match line.strip_prefix("    ") {
+                    Some(code) if code.starts_with("IMAP_TLS_") => settings += &format!("{code}\n"),
+                    _ if settings.is_empty() || settings.ends_with("\n\n") => {}
+                    // What the guide has apart is one thing or the other.
+                    _ => settings.push('\n'),
+                }
+            }
+            (
+                section.lines().next().unwrap_or_default(),
+                settings.trim_end().to_owned(),
+            )
+        })
+        .filter(|(_, settings)| !settings.is_empty())
+        .collect()
 }
 
 fn security() -> Roff {
