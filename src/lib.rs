@@ -32,6 +32,8 @@ mod sys;
 mod tls;
 mod trust;
 
+pub use sys::Allocator;
+
 /// The options, for the man page and the shells' completions.
 pub fn command_line() -> clap::Command {
     cli::command_line()

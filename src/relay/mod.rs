@@ -27,6 +27,7 @@ use crate::imap::Policy;
 use crate::keeper::KeeperClient;
 use crate::log::Log;
 use crate::sandbox::Sandboxed;
+use crate::sys;
 use crate::tls::Tls;
 use buffer::Queue;
 use deadlines::Deadlines;
@@ -281,6 +282,7 @@ impl Relay<'_> {
         self.parts.tls.give_back_memory();
         self.to_client.give_back();
         self.to_backend.give_back();
+        sys::give_back_free_memory();
     }
 
     fn read_signals(&mut self) {

@@ -1,10 +1,15 @@
 //! What nix and std lack, and the only `unsafe` of the program: small safe functions over libc that decide nothing.
 #![allow(unsafe_code)]
 
+mod memory;
+
 use std::convert::Infallible;
 use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+pub use memory::Allocator;
+pub(crate) use memory::give_back_free_memory;
 
 use nix::libc;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal};
