@@ -58,6 +58,7 @@ fn man_page(out: &mut dyn Write) -> io::Result<()> {
     man.render_options_section(out)?;
     for section in [
         policies(),
+        certificates(),
         processes(),
         files(),
         environment(),
@@ -186,8 +187,8 @@ fn processes() -> Roff {
         &mut page,
         &[
             "The process that the superserver started becomes the network process: it enters its sandbox before it reads the \
-             first byte from the client. Before that it forks the keeper, which alone reads the private key, signs for one \
-             handshake and ends, and the launcher, which waits with the superserver's rights until TLS stands and then becomes \
+             first byte from the client. Before that it forks the keeper, which alone reads private keys and ticket keys, serves \
+             one handshake and ends; with --cert-dir the opener, which reads the files of one name for the keeper; and the launcher, which waits with the superserver's rights until TLS stands and then becomes \
              the backend. The network process is the last to go and exits with the backend's status.",
             "The sandbox: user and group of its own, no supplementary groups, no capabilities, an empty root directory, \
              no_new_privs, limits on memory, files and processes, neither dumpable nor traceable, and a system call filter \
@@ -212,6 +213,10 @@ fn files() -> Roff {
                 "The directory in which the network process and the keeper are confined: root's and empty.",
             ),
             (
+                "/run/imap-tls",
+                "Ticket keys (--ticket-keys), as the packages have it: made, changed and forgotten by imap-tls itself.",
+            ),
+            (
                 "/dev/log",
                 "The system log, where standard error is the client's or was closed.",
             ),
@@ -220,8 +225,31 @@ fn files() -> Roff {
     paragraphs(
         &mut page,
         &[
-            "Certificate and key are read anew for each connection, so a renewed certificate needs no reload. The key must not be \
+            "Certificates and keys are read anew for each connection, so a renewed certificate needs no reload. A key must not be \
            readable by everybody.",
+        ],
+    );
+    page
+}
+
+fn certificates() -> Roff {
+    let mut page = section("CERTIFICATES AND TICKETS");
+    introduction(
+        &mut page,
+        &[
+            "--cert, --key, --ocsp and --client-crl may be repeated; in the environment, values are separated by colons. Each \
+             --cert needs its --key, in the same order, or every key is in its certificate's file. A client is shown the first \
+             certificate whose kind of key it can verify, so name ECDSA before RSA.",
+            "--cert-dir is looked through for the name that the client asks for: NAME.pem, with chain and key, or \
+             NAME/fullchain.pem and NAME/privkey.pem; then for *.DOMAIN in the place of NAME; then for DOMAIN, if that certificate \
+             is for NAME too. A client that asks for another name, or for none, is shown a --cert; with --strict-sni, or \
+             without any --cert, it gets the alert unrecognized_name.",
+            "--ticket-keys names a directory, in which keys are made that seal tickets for 12 hours and open them for 24; or a file \
+             with a key of 64 hexadecimal digits in each line, of which the first seals and all open, and which nobody changes \
+             but you. A ticket is good for 12 hours, for the same policy, name and demand of client certificates.",
+            "With --client-ca clients are asked for a certificate; --client-cert request lets those in who have none. With \
+             --client-crl each certificate of a client's chain must be on no list, and have a list that is in force. \
+             --backend-user-from-cert runs the backend as the user whose name is the certificate's common name.",
         ],
     );
     page
@@ -257,7 +285,10 @@ fn environment() -> Roff {
                 "IMAP_TLS",
                 "1 after TLS; Courier takes it to mean that the session is secure.",
             ),
-            ("USER, LOGNAME, HOME, SHELL", "Those of --backend-user."),
+            (
+                "USER, LOGNAME, HOME, SHELL",
+                "Those of the backend's user, if it is not the superserver's.",
+            ),
         ],
     );
     paragraphs(
