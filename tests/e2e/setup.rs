@@ -230,7 +230,7 @@ pub const FAULTS: &[Fault] = &[
     Fault {
         name: "no key",
         breaks: |_, program| program.without("--key"),
-        says: &["no private key: name its file with --key"],
+        says: &["in it: name the key's file with --key"],
     },
     Fault {
         name: "an unknown option",
