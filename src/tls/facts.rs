@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::client_identity::{CLIENT_LENGTH, ClientIdentity};
+use crate::host_name::{HostName, NAME_LIMIT};
 use crate::log::Escaped;
 use rustls::{CipherSuite, NamedGroup, ProtocolVersion};
 
@@ -12,34 +13,13 @@ pub(crate) struct Facts {
     version: u16,
     cipher: u16,
     group: u16,
-    server_name: ServerName,
+    server_name: Option<HostName>,
     is_resumed: bool,
     client: Option<ClientIdentity>,
 }
 
-/// A name that is a host name as RFC 1123 section 2.1 has it (with `_`, which real names contain), or empty.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
-struct ServerName(String);
-
 /// Octets of [`Facts::encode`]: three numbers, two flags, a length, and room for the longest name and the client's identity.
 pub(crate) const FACTS_LENGTH: usize = 6 + 2 + 1 + NAME_LIMIT + CLIENT_LENGTH;
-
-/// The longest host name in text form (RFC 1035 section 2.3.4).
-const NAME_LIMIT: usize = 253;
-
-impl ServerName {
-    fn new(name: &str) -> Self {
-        let is_host_name = name.len() <= NAME_LIMIT
-            && name
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_'));
-        Self(if is_host_name {
-            name.to_ascii_lowercase()
-        } else {
-            String::new()
-        })
-    }
-}
 
 impl Facts {
     pub(super) fn new(
@@ -52,7 +32,7 @@ impl Facts {
             version: version.map_or(0, u16::from),
             cipher: cipher.map_or(0, u16::from),
             group: group.map_or(0, u16::from),
-            server_name: ServerName::new(server_name.unwrap_or_default()),
+            server_name: server_name.and_then(HostName::new),
             is_resumed: false,
             client: None,
         }
@@ -71,7 +51,7 @@ impl Facts {
     /// Fixed-size bytes for the launcher.
     pub(crate) fn encode(&self) -> [u8; FACTS_LENGTH] {
         let mut bytes = [0; FACTS_LENGTH];
-        let name = self.server_name.0.as_bytes();
+        let name = self.server_name().unwrap_or_default().as_bytes();
         let numbers = [self.version, self.cipher, self.group]
             .into_iter()
             .flat_map(u16::to_be_bytes);
@@ -94,13 +74,14 @@ impl Facts {
         let [v1, v2, c1, c2, g1, g2, resumed, known, length, rest @ ..] = bytes;
         let (name, client) = rest.split_first_chunk::<NAME_LIMIT>()?;
         let name = std::str::from_utf8(name.get(..usize::from(*length))?).ok()?;
-        let server_name = ServerName::new(name);
+        let server_name = HostName::new(name);
         let client = match known {
             0 if client.iter().all(|&octet| octet == 0) => None,
             1 => Some(ClientIdentity::decode(client.try_into().ok()?)?),
             _ => return None,
         };
-        (server_name.0.len() == name.len() && *resumed <= 1).then(|| Self {
+        let is_read = server_name.is_some() || name.is_empty();
+        (is_read && *resumed <= 1).then(|| Self {
             version: u16::from_be_bytes([*v1, *v2]),
             cipher: u16::from_be_bytes([*c1, *c2]),
             group: u16::from_be_bytes([*g1, *g2]),
@@ -152,7 +133,7 @@ impl Facts {
 
     /// The host name that the client asked for, if it was one.
     pub(crate) fn server_name(&self) -> Option<&str> {
-        Some(self.server_name.0.as_str()).filter(|name| !name.is_empty())
+        self.server_name.as_ref().map(HostName::as_str)
     }
 
     /// Whether an earlier session was resumed.
@@ -212,7 +193,7 @@ mod tests {
 
     #[test]
     fn facts_survive_the_way_to_the_launcher() {
-        for name in ["", "mail.example", &"a".repeat(NAME_LIMIT)] {
+        for name in ["", "mail.example", &format!("{}a", "a.".repeat(126))] {
             for is_resumed in [false, true] {
                 for client in [None, Some(client("alice"))] {
                     let facts = facts(name).with_client(client).with_resumption(is_resumed);

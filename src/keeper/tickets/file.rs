@@ -22,6 +22,7 @@ use nix::unistd::{UnlinkatFlags, geteuid, mkdir, unlinkat};
 use super::format::SET_LIMIT;
 use super::{TicketKeys, is_yet_to_come};
 use crate::error::reason;
+use crate::files::check_mode;
 
 const KEYS: &str = "keys";
 /// What the next set is called until it is complete. One name is enough, as only the lock's holder writes.
@@ -109,6 +110,7 @@ impl Place {
                 .map_err(|why| format!("{why}: make it ours alone (chown, chmod 0700)"))?;
             Ok(Self::Directory(file.into()))
         } else if metadata.is_file() {
+            // The administrator's own secret, as for --key: a group may read it.
             check_mode(metadata.mode())?;
             Ok(Self::File(file))
         } else {
@@ -145,19 +147,6 @@ fn check_is_ours_alone(metadata: &Metadata) -> Result<(), String> {
         Err(format!("it is open to others (mode {mode:04o})"))
     } else {
         Ok(())
-    }
-}
-
-/// The rule for the administrator's own secrets, as for --key: a group may read them.
-fn check_mode(mode: u32) -> Result<(), String> {
-    match mode & 0o7777 {
-        mode if mode & 0o007 != 0 => Err(format!(
-            "it is open to everybody (mode {mode:04o}): chmod o= it"
-        )),
-        mode if mode & 0o020 != 0 => Err(format!(
-            "its group can write to it (mode {mode:04o}): chmod g-w it"
-        )),
-        _ => Ok(()),
     }
 }
 
