@@ -44,6 +44,14 @@ def fetch(scheme, address, port, certificate, password):
         print(f"{type(error).__name__}: {error}")
 
 
+def append(address, port, certificate, password):
+    """Puts a mail into the inbox, by implicit TLS."""
+    client = Tls(address, certificate, port=port)
+    client.login("user", password)
+    client.append("INBOX", None, None, b"From: a@example.org\r\nSubject: t\r\nDate: Mon, 1 Jan 2024 00:00:00 +0000\r\n\r\nhello-body\r\n")
+    client.logout()
+
+
 def connect(port, source="127.0.0.1"):
     return socket.create_connection(("127.0.0.1", port), timeout=30, source_address=(source, 0))
 
@@ -134,7 +142,7 @@ def rude(starttls, implicit):
 
 def main(command, *arguments):
     numbers = [int(word) if word.isdigit() else word for word in arguments]
-    result = {"burst": burst, "fetch": fetch, "limit": limit, "rude": rude, "session": session}[command](*numbers)
+    result = {"append": append, "burst": burst, "fetch": fetch, "limit": limit, "rude": rude, "session": session}[command](*numbers)
     if result:
         asyncio.run(result)
 
