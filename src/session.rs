@@ -13,7 +13,7 @@ use crate::error::{EXIT_SETUP, Error, reason};
 use crate::imap::Policy;
 use crate::log::{Destination, Log, Verbosity};
 use crate::relay::{self, BackendSource, Children, Parts};
-use crate::sandbox::{self, Confinement, FileGrowth, Identity, Plan, Role};
+use crate::sandbox::{self, BoundingSet, Confinement, FileGrowth, Identity, Plan, Role};
 use crate::setup::{set_up_tls, start_keeper};
 use crate::sys;
 use crate::trust::Trust;
@@ -107,7 +107,7 @@ fn session(
     connection: &mut Connection,
 ) -> Result<relay::Report, Error> {
     Children::expect()?;
-    let plans = Plans::look_up(options, log)?;
+    let mut plans = Plans::look_up(options, log)?;
     let program = match &options.backend {
         BackendChoice::Descriptor(_) => None,
         BackendChoice::Program { command, user } => Some(Program::prepare(
@@ -117,8 +117,10 @@ fn session(
         )?),
     };
     let trust = options.client_auth.as_ref().map(Trust::read).transpose()?;
-    let keeper = start_keeper(options, trust.as_ref(), plans.keeper)?;
     let backend = start_backend(options, program.as_ref(), log)?;
+    plans.keeper.bounding_set = BoundingSet::empty();
+    plans.network.bounding_set = plans.keeper.bounding_set;
+    let keeper = start_keeper(options, trust.as_ref(), plans.keeper)?;
     // After the forks, which would hand the blocked signals down.
     let children = Children::watch()?;
     let sandboxed = {
@@ -211,6 +213,7 @@ impl Plans {
             FileGrowth::Forbidden
         };
         let plan = |confinement, file_growth| Plan {
+            bounding_set: BoundingSet::Full,
             confinement,
             file_growth,
             memory_limit: options.memory_limit,

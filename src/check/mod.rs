@@ -12,7 +12,7 @@ use std::path::Path;
 
 use crate::cli::{Options, Separation};
 use crate::error::{EXIT_SETUP, Error, reason};
-use crate::sandbox::{self, Confinement, FileGrowth, Identity, Plan, Role};
+use crate::sandbox::{self, BoundingSet, Confinement, FileGrowth, Identity, Plan, Role};
 use crate::sys;
 
 /// How the report is written.
@@ -194,6 +194,7 @@ impl Found<'_> {
     fn plan(&self, identity: Identity, memory_limit: u64) -> Result<Plan, Error> {
         let root = sandbox::open_root(self.chroot)?;
         Ok(Plan {
+            bounding_set: BoundingSet::Full,
             confinement: Some(Confinement { identity, root }),
             file_growth: FileGrowth::Forbidden,
             memory_limit,
@@ -209,6 +210,7 @@ fn plan(
     match found {
         Some(found) => found.plan(who(found), memory_limit),
         None => Ok(Plan {
+            bounding_set: BoundingSet::Full,
             confinement: None,
             file_growth: FileGrowth::Forbidden,
             memory_limit,

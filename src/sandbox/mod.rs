@@ -32,9 +32,31 @@ pub(crate) enum Role {
 #[derive(Debug)]
 pub(crate) struct Sandboxed(());
 
+/// Whether the capability bounding set is still to be emptied.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum BoundingSet {
+    /// Here or in the process that forked this one: it stays empty for good.
+    Emptied(Emptied),
+    Full,
+}
+
+/// Only [`BoundingSet::empty`] makes one.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Emptied(());
+
+impl BoundingSet {
+    /// Empties it, for this process and those that it will fork: each capability is a system call, so once is better.
+    /// The backend is to have what the superserver left, so its launchers are forked before.
+    pub(crate) fn empty() -> Self {
+        sys::empty_capability_bounding_set();
+        Self::Emptied(Emptied(()))
+    }
+}
+
 /// Everything [`enter`] needs, looked up and opened while that was still possible.
 #[derive(Debug)]
 pub(crate) struct Plan {
+    pub(crate) bounding_set: BoundingSet,
     /// `None`: started by a plain user, without privileges to give up.
     pub(crate) confinement: Option<Confinement>,
     pub(crate) file_growth: FileGrowth,
@@ -59,7 +81,9 @@ pub(crate) struct Confinement {
 pub(crate) fn enter(role: Role, plan: Plan, kept: &[BorrowedFd<'_>]) -> Result<Sandboxed, Error> {
     // Compiled first: the filter's tables need memory, which the limits may not leave.
     let program = filter::compile(role)?;
-    sys::empty_capability_bounding_set();
+    if let BoundingSet::Full = plan.bounding_set {
+        BoundingSet::empty();
+    }
     if let Some(Confinement { identity, root }) = plan.confinement {
         change_root(root.as_fd())?;
         drop(root);
