@@ -16,6 +16,7 @@ use crate::relay::{self, BackendSource, Children, Parts};
 use crate::sandbox::{self, BoundingSet, Confinement, FileGrowth, Identity, Plan, Role};
 use crate::setup::{set_up_tls, start_keeper};
 use crate::sys;
+use crate::tls::examine_processor;
 use crate::trust::Trust;
 
 /// Runs the program; returns its exit status.
@@ -120,6 +121,8 @@ fn session(
     let backend = start_backend(options, program.as_ref(), log)?;
     plans.keeper.bounding_set = BoundingSet::empty();
     plans.network.bounding_set = plans.keeper.bounding_set;
+    // Here, so that it is done once for the keeper and for us: what it takes on a virtual machine is a good part of a fork.
+    examine_processor();
     let keeper = start_keeper(options, trust.as_ref(), plans.keeper)?;
     // After the forks, which would hand the blocked signals down.
     let children = Children::watch()?;

@@ -104,6 +104,14 @@ pub(crate) fn client_verifier(
     client_auth::verifier(authorities, revocations, demand, &Arc::new(provider()), now)
 }
 
+/// Has the provider find out what the processor can do, which it does at the first digest and remembers across fork(2).
+pub(crate) fn examine_processor() {
+    if let rustls::SupportedCipherSuite::Tls13(suite) = ring::cipher_suite::TLS13_AES_128_GCM_SHA256
+    {
+        suite.common.hash_provider.hash(&[]);
+    }
+}
+
 /// One TLS session with the client.
 pub(crate) struct Tls {
     client_auth: Option<Arc<dyn ClientCertVerifier>>,
