@@ -143,28 +143,46 @@ impl<'a> Relay<'a> {
         self.close(&reason.to_string(), None);
     }
 
-    pub(super) fn client_sent(&mut self, bytes: &[u8]) {
+    /// `count` octets were read: to where the TLS engine wants them, or to the scratch buffer.
+    pub(super) fn client_sent(&mut self, count: usize) {
         if self.is_closing {
-            self.discarded += bytes.len();
+            self.discarded += count;
             if self.discarded > LINGER_OCTETS {
                 self.client_input = Direction::Ended;
             }
-            return;
+        } else if self.is_tls {
+            self.client_sent_records(count);
+        } else {
+            let scratch = std::mem::take(&mut self.scratch);
+            self.client_said(scratch.get(..count).unwrap_or_default());
+            self.scratch = scratch;
         }
-        if !self.is_tls {
-            return self.client_said(bytes);
-        }
+    }
+
+    fn client_sent_records(&mut self, count: usize) {
+        // Once logged in there is nothing to look at, so it is decrypted to where it is going.
+        let is_opaque = matches!(self.phase, Phase::Opaque);
         let mut plaintext = std::mem::take(&mut self.plaintext);
-        let was_handshake = matches!(self.phase, Phase::Handshake);
-        let tls = &mut self.parts.tls;
-        let received = tls.receive(bytes, &mut plaintext, self.to_client.tail());
-        let is_secure =
-            was_handshake && matches!(received, Ok(Progress::Open | Progress::PeerClosed));
-        let received = match received {
-            Ok(_) if is_secure => tls.examine_client().and(received),
-            received => received,
+        let queued = self.to_backend.tail().len();
+        let progress = self.parts.tls.receive(
+            count,
+            if is_opaque {
+                self.to_backend.tail()
+            } else {
+                &mut plaintext
+            },
+            self.to_client.tail(),
+        );
+        if is_opaque {
+            self.report.bytes_in += (self.to_backend.tail().len() - queued) as u64;
+        }
+        let is_secure = matches!(self.phase, Phase::Handshake)
+            && matches!(progress, Ok(Progress::Open | Progress::PeerClosed));
+        let progress = match progress {
+            Ok(_) if is_secure => self.parts.tls.examine_client().and(progress),
+            progress => progress,
         };
-        match received {
+        match progress {
             Ok(progress) => {
                 if is_secure {
                     self.secure();
@@ -265,7 +283,8 @@ impl<'a> Relay<'a> {
         }
         self.connect(None);
         if !unread.is_empty() {
-            self.client_sent(&unread);
+            self.parts.tls.room(unread.len()).copy_from_slice(&unread);
+            self.client_sent_records(unread.len());
         }
     }
 

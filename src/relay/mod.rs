@@ -95,7 +95,7 @@ struct Relay<'a> {
     to_backend: Queue,
     /// Where bytes are read into; empty while idle.
     scratch: Vec<u8>,
-    /// What the client said inside TLS, on its way to the backend.
+    /// What the client said inside TLS, before login.
     plaintext: Vec<u8>,
     client_input: Direction,
     client_output: Direction,
@@ -234,12 +234,19 @@ impl Relay<'_> {
     }
 
     fn read_client(&mut self) {
-        let mut scratch = self.take_scratch();
-        match self.parts.client.receive(&mut scratch) {
+        let received = if self.is_tls {
+            self.parts.client.receive(self.parts.tls.room(READ_SIZE))
+        } else {
+            let mut scratch = self.take_scratch();
+            let received = self.parts.client.receive(&mut scratch);
+            self.scratch = scratch;
+            received
+        };
+        match received {
             Ok(Received::Later) => {}
             Ok(Received::Bytes(count)) => {
                 self.deadlines.postpone_linger(self.backend_input);
-                self.client_sent(scratch.get(..count).unwrap_or_default());
+                self.client_sent(count);
             }
             Ok(Received::End) => self.client_ended(),
             Err(error) => {
@@ -250,7 +257,6 @@ impl Relay<'_> {
                 self.client_ended();
             }
         }
-        self.scratch = scratch;
     }
 
     fn read_backend(&mut self) {

@@ -29,7 +29,7 @@ impl Relay<'_> {
     pub(super) fn poll(&mut self) -> nix::Result<Vec<Source>> {
         let deadline = self.deadlines.next();
         let until = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        let holds_memory = !self.scratch.is_empty();
+        let holds_memory = !self.scratch.is_empty() || self.parts.tls.holds_memory();
         let timeout = if holds_memory {
             Some(until.unwrap_or(IDLE).min(IDLE))
         } else {

@@ -3,6 +3,7 @@
 mod alert;
 mod client_auth;
 mod client_identity;
+mod engine;
 mod facts;
 mod failure;
 mod hello;
@@ -17,10 +18,7 @@ use std::sync::{Arc, OnceLock};
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::UnixTime;
 use rustls::server::danger::ClientCertVerifier;
-use rustls::server::{
-    NoClientAuth, NoServerSessionStorage, ServerConnectionData, UnbufferedServerConnection,
-};
-use rustls::unbuffered::{ConnectionState, EncodeError, EncryptError, UnbufferedStatus};
+use rustls::server::{NoClientAuth, NoServerSessionStorage};
 use rustls::{AlertDescription, Error, HandshakeKind, ServerConfig};
 
 pub(crate) use client_auth::{ClientDemand, TrustFile, binding as client_auth_binding};
@@ -29,6 +27,7 @@ pub(crate) use facts::{FACTS_LENGTH, Facts};
 pub(crate) use resolver::{Certified, UnknownName};
 
 use crate::host_name::HostName;
+use engine::Engine;
 use hello::OPENING_LENGTH;
 use resolver::{Heard, Refusal, Resolver};
 use tickets::Ticketer;
@@ -115,15 +114,11 @@ pub(crate) fn examine_processor() {
 /// One TLS session with the client.
 pub(crate) struct Tls {
     client_auth: Option<Arc<dyn ClientCertVerifier>>,
-    connection: UnbufferedServerConnection,
-    /// Records, or parts of one, not yet worked on.
-    incoming: Vec<u8>,
+    engine: Engine,
     oldest_version: OldestVersion,
     /// The client's first octets, to tell what it speaks if that is not TLS.
     opening: Vec<u8>,
     resolver: Arc<Resolver>,
-    is_failed: bool,
-    is_peer_closed: bool,
 }
 
 /// What has become of the session after more bytes.
@@ -181,33 +176,44 @@ impl Tls {
             config.send_tls13_tickets = TICKETS;
             config.max_tls13_tickets = usize::from(limits.seals);
         }
-        let connection = UnbufferedServerConnection::new(Arc::new(config))?;
         Ok(Self {
             client_auth: settings.client_auth,
-            connection,
-            incoming: Vec::new(),
+            engine: Engine::new(Arc::new(config))?,
             oldest_version: settings.oldest_version,
             opening: Vec::new(),
             resolver,
-            is_failed: false,
-            is_peer_closed: false,
         })
     }
 
-    /// Takes bytes from the client; what it said is appended to `plaintext`, what has to be sent to it to `outgoing`.
+    /// Where to read the next `size` octets from the client to; [`Tls::receive`] is told how many there were.
+    pub(crate) fn room(&mut self, size: usize) -> &mut [u8] {
+        self.engine.room(size)
+    }
+
+    /// Takes `count` octets that were read to where [`Tls::room`] said; what the client said is appended to `plaintext`, what
+    /// has to be sent to it to `outgoing`.
     ///
     /// # Errors
     /// rustls's, when the client broke the protocol; the alert for it is in `outgoing` then.
     pub(crate) fn receive(
         &mut self,
-        bytes: &[u8],
+        count: usize,
         plaintext: &mut Vec<u8>,
         outgoing: &mut Vec<u8>,
     ) -> Result<Progress, Error> {
         let missing = OPENING_LENGTH.saturating_sub(self.opening.len());
-        self.opening.extend(bytes.iter().take(missing));
-        self.incoming.extend_from_slice(bytes);
-        self.work(plaintext, outgoing, |_, _| Ok(()))
+        if missing > 0 {
+            self.opening
+                .extend(self.engine.arrived(count).iter().take(missing));
+        }
+        let before = outgoing.len();
+        let result = self.engine.receive(count, plaintext, outgoing);
+        if let (Err(_), Some(refusal)) = (&result, self.resolver.refusal()) {
+            // The library has one alert for all reasons not to show a certificate. Nothing is encrypted yet.
+            outgoing.truncate(before);
+            outgoing.extend_from_slice(&clear_alert(refusal.alert()));
+        }
+        result
     }
 
     /// Encrypts for the client: appends records to `outgoing`.
@@ -215,7 +221,7 @@ impl Tls {
     /// # Errors
     /// rustls's: before the handshake is over, after close_notify, or when the keys are worn out.
     pub(crate) fn send(&mut self, plaintext: &[u8], outgoing: &mut Vec<u8>) -> Result<(), Error> {
-        self.write(outgoing, |traffic, room| traffic.encrypt(plaintext, room))
+        self.engine.send(plaintext, outgoing)
     }
 
     /// Ends our side: appends close_notify to `outgoing`. The client may go on until it ends its own.
@@ -223,134 +229,18 @@ impl Tls {
     /// # Errors
     /// rustls's, before the handshake is over or after an alert.
     pub(crate) fn close(&mut self, outgoing: &mut Vec<u8>) -> Result<(), Error> {
-        self.write(outgoing, |traffic, room| traffic.queue_close_notify(room))
-    }
-
-    fn write(
-        &mut self,
-        outgoing: &mut Vec<u8>,
-        mut encrypt: impl FnMut(&mut WriteTraffic<'_>, &mut [u8]) -> Result<usize, EncryptError>,
-    ) -> Result<(), Error> {
-        let mut plaintext = Vec::new();
-        let mut is_written = false;
-        self.work(&mut plaintext, outgoing, |mut traffic, outgoing| {
-            is_written = true;
-            append(outgoing, |room| match encrypt(&mut traffic, room) {
-                Ok(count) => Ok(Ok(count)),
-                Err(EncryptError::InsufficientSize(size)) => Ok(Err(size.required_size)),
-                Err(error @ EncryptError::EncryptExhausted) => {
-                    Err(Error::General(error.to_string()))
-                }
-            })
-        })?;
-        // `receive` leaves no complete record behind, so there is nothing to read here.
-        if is_written && plaintext.is_empty() {
-            Ok(())
-        } else {
-            Err(Error::HandshakeNotComplete)
-        }
-    }
-
-    /// Drives the session as far as its input goes; where it can be written to, `write` does so.
-    ///
-    /// The library keeps places in `incoming` between calls, so it is always given the same bytes, less what it gave up.
-    fn work(
-        &mut self,
-        plaintext: &mut Vec<u8>,
-        outgoing: &mut Vec<u8>,
-        mut write: impl FnMut(WriteTraffic<'_>, &mut Vec<u8>) -> Result<(), Error>,
-    ) -> Result<Progress, Error> {
-        if self.is_failed {
-            return Err(Error::General("the TLS session has failed".to_owned()));
-        }
-        let mut used = 0;
-        let result = loop {
-            let rest = self.incoming.get_mut(used..).unwrap_or_default();
-            let UnbufferedStatus { mut discard, state } = self.connection.process_tls_records(rest);
-            let step = match state {
-                Ok(ConnectionState::ReadTraffic(mut traffic)) => loop {
-                    match traffic.next_record() {
-                        Some(Ok(record)) => {
-                            discard += record.discard;
-                            plaintext.extend_from_slice(record.payload);
-                        }
-                        Some(Err(error)) => break Err(error),
-                        None => break Ok(None),
-                    }
-                },
-                Ok(ConnectionState::EncodeTlsData(data)) => encode(data, outgoing).map(|()| None),
-                Ok(ConnectionState::TransmitTlsData(data)) => {
-                    data.done();
-                    Ok(None)
-                }
-                Ok(ConnectionState::PeerClosed) => {
-                    self.is_peer_closed = true;
-                    Ok(None)
-                }
-                Ok(ConnectionState::Closed) => Ok(Some(Progress::PeerClosed)),
-                Ok(ConnectionState::BlockedHandshake) => Ok(Some(Progress::Handshaking)),
-                Ok(ConnectionState::WriteTraffic(traffic)) => write(traffic, outgoing)
-                    // After the client's close_notify nothing that it sends counts (RFC 8446 section 6.1).
-                    .map(|()| {
-                        Some(if self.is_peer_closed {
-                            Progress::PeerClosed
-                        } else {
-                            Progress::Open
-                        })
-                    }),
-                // 0-RTT is never offered, and the library may grow states.
-                Ok(_) => Err(Error::General(
-                    "unexpected state of the TLS session".to_owned(),
-                )),
-                Err(error) => Err(error),
-            };
-            used += discard;
-            match step {
-                Ok(None) => {}
-                Ok(Some(progress)) => break Ok(progress),
-                Err(error) => break Err(error),
-            }
-        };
-        if result.is_err() {
-            self.is_failed = true;
-            match self.resolver.refusal() {
-                // The library has one alert for all reasons not to show a certificate. Nothing is encrypted yet.
-                Some(refusal) => outgoing.extend_from_slice(&clear_alert(refusal.alert())),
-                // What is left of the session is the alert that tells the client; there may be none.
-                None => {
-                    let _ = self.encode_alert(outgoing);
-                }
-            }
-        }
-        self.incoming.drain(..used.min(self.incoming.len()));
-        if self.is_peer_closed {
-            self.incoming.clear();
-        }
-        result
-    }
-
-    /// After a fault: what is still to be sent, the alert last. The session reads nothing any more; where it has something to
-    /// send it says so before it looks at its input.
-    fn encode_alert(&mut self, outgoing: &mut Vec<u8>) -> Result<(), Error> {
-        while self.connection.wants_write() {
-            match self
-                .connection
-                .process_tls_records(&mut self.incoming)
-                .state?
-            {
-                ConnectionState::EncodeTlsData(data) => encode(data, outgoing)?,
-                _ => return Ok(()),
-            }
-        }
-        Ok(())
+        self.engine.close(outgoing)
     }
 
     /// Gives memory back while no record is under way. Not after each: a buffer that is made anew for every read costs more
     /// than the cipher.
     pub(crate) fn give_back_memory(&mut self) {
-        if self.incoming.is_empty() {
-            self.incoming = Vec::new();
-        }
+        self.engine.give_back_memory();
+    }
+
+    /// Whether there is memory that could be given back.
+    pub(crate) fn holds_memory(&self) -> bool {
+        self.engine.holds_memory()
     }
 
     /// Examines the client's certificate again where a session was resumed: its ticket says that it was good then, and it
@@ -359,7 +249,11 @@ impl Tls {
     /// # Errors
     /// rustls's, as in a full handshake.
     pub(crate) fn examine_client(&self) -> Result<(), Error> {
-        let chain = self.connection.peer_certificates().unwrap_or_default();
+        let chain = self
+            .engine
+            .connection
+            .peer_certificates()
+            .unwrap_or_default();
         match (&self.client_auth, chain.split_first()) {
             (Some(verifier), Some((own, issuers))) if self.is_resumed() => verifier
                 .verify_client_cert(own, issuers, UnixTime::now())
@@ -369,18 +263,24 @@ impl Tls {
     }
 
     fn is_resumed(&self) -> bool {
-        self.connection.handshake_kind() == Some(HandshakeKind::Resumed)
+        self.engine.connection.handshake_kind() == Some(HandshakeKind::Resumed)
     }
 
     /// What is known about the session once it is secure.
     pub(crate) fn facts(&self) -> Facts {
-        let own = self.connection.peer_certificates().and_then(<[_]>::first);
+        let own = self
+            .engine
+            .connection
+            .peer_certificates()
+            .and_then(<[_]>::first);
         let facts = Facts::new(
-            self.connection.protocol_version(),
-            self.connection
+            self.engine.connection.protocol_version(),
+            self.engine
+                .connection
                 .negotiated_cipher_suite()
                 .map(|suite| suite.suite()),
-            self.connection
+            self.engine
+                .connection
                 .negotiated_key_exchange_group()
                 .map(|group| group.name()),
             self.server_name(),
@@ -421,41 +321,6 @@ impl Tls {
 fn clear_alert(description: AlertDescription) -> [u8; 7] {
     const FATAL: u8 = 2;
     [21, 3, 3, 0, 2, FATAL, description.into()]
-}
-
-type WriteTraffic<'a> = rustls::unbuffered::WriteTraffic<'a, ServerConnectionData>;
-type EncodeTlsData<'a> = rustls::unbuffered::EncodeTlsData<'a, ServerConnectionData>;
-
-fn encode(mut data: EncodeTlsData<'_>, outgoing: &mut Vec<u8>) -> Result<(), Error> {
-    append(outgoing, |room| match data.encode(room) {
-        Ok(count) => Ok(Ok(count)),
-        Err(EncodeError::InsufficientSize(size)) => Ok(Err(size.required_size)),
-        Err(error @ EncodeError::AlreadyEncoded) => Err(Error::General(error.to_string())),
-    })
-}
-
-/// Appends to `outgoing` what `encode` writes, asking it first how much room it needs.
-fn append(
-    outgoing: &mut Vec<u8>,
-    mut encode: impl FnMut(&mut [u8]) -> Result<Result<usize, usize>, Error>,
-) -> Result<(), Error> {
-    let start = outgoing.len();
-    let mut room = 0;
-    loop {
-        outgoing.resize(start + room, 0);
-        match encode(outgoing.get_mut(start..).unwrap_or_default())? {
-            Ok(count) => {
-                outgoing.truncate(start + count);
-                return Ok(());
-            }
-            Err(required) if required > room => room = required,
-            Err(_) => {
-                return Err(Error::General(
-                    "the TLS library asks for no more room than it has".to_owned(),
-                ));
-            }
-        }
-    }
 }
 
 #[cfg(test)]
@@ -519,15 +384,15 @@ mod tests {
         ] {
             let (mut plaintext, mut outgoing) = (Vec::new(), Vec::new());
             let mut server = server();
-            let result = server.receive(garbage, &mut plaintext, &mut outgoing);
+            let receive = |server: &mut Tls, plaintext: &mut _, outgoing: &mut _| {
+                server.room(garbage.len()).copy_from_slice(garbage);
+                server.receive(garbage.len(), plaintext, outgoing)
+            };
+            let result = receive(&mut server, &mut plaintext, &mut outgoing);
             assert!(result.is_err(), "{garbage:?}");
             assert!(plaintext.is_empty());
             // Nothing is done with a failed session, whatever comes.
-            assert!(
-                server
-                    .receive(garbage, &mut plaintext, &mut outgoing)
-                    .is_err()
-            );
+            assert!(receive(&mut server, &mut plaintext, &mut outgoing).is_err());
             assert!(
                 server.send(b"x", &mut outgoing).is_err() && server.close(&mut outgoing).is_err()
             );
