@@ -10,7 +10,9 @@ use rustls::client::Resumption;
 use rustls::crypto::{CryptoProvider, SupportedKxGroup, aws_lc_rs};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, ClientConnection, NamedGroup, RootCertStore, StreamOwned};
+use rustls::{
+    ClientConfig, ClientConnection, HandshakeKind, NamedGroup, RootCertStore, StreamOwned,
+};
 
 use crate::{Cipher, Result};
 
@@ -23,9 +25,10 @@ pub(crate) enum Entry {
     StartTls,
 }
 
-/// Makes sessions. Nothing is resumed: every handshake is a full one.
+/// Makes sessions.
 #[derive(Clone, Debug)]
 pub(crate) struct Client {
+    cipher: Cipher,
     config: Arc<ClientConfig>,
 }
 
@@ -55,13 +58,24 @@ pub(crate) fn roots(authority: &Path) -> Result<RootCertStore> {
 }
 
 impl Client {
+    /// One whose handshakes are all full ones.
     pub(crate) fn new(authority: &Path, cipher: Cipher) -> Result<Self> {
+        Self::with(authority, cipher, Resumption::disabled())
+    }
+
+    /// The same, but resuming its last session.
+    pub(crate) fn that_resumes(&self, authority: &Path) -> Result<Self> {
+        Self::with(authority, self.cipher, Resumption::in_memory_sessions(8))
+    }
+
+    fn with(authority: &Path, cipher: Cipher, resumption: Resumption) -> Result<Self> {
         let mut config = ClientConfig::builder_with_provider(Arc::new(provider(cipher)))
             .with_safe_default_protocol_versions()?
             .with_root_certificates(roots(authority)?)
             .with_no_client_auth();
-        config.resumption = Resumption::disabled();
+        config.resumption = resumption;
         Ok(Self {
+            cipher,
             config: Arc::new(config),
         })
     }
@@ -75,6 +89,7 @@ impl Client {
         let mut session = Session {
             link: Link::Plain(Wire::new(socket)),
             facts: "no TLS".to_owned(),
+            is_resumed: false,
             input: Vec::new(),
         };
         if entry == Entry::Implicit {
@@ -115,6 +130,7 @@ pub(crate) struct Session {
     link: Link,
     /// Version, group and cipher.
     pub(crate) facts: String,
+    pub(crate) is_resumed: bool,
     /// What was read and not yet used.
     input: Vec<u8>,
 }
@@ -132,6 +148,7 @@ impl Session {
             stream.conn.complete_io(&mut stream.sock)?;
         }
         let connection = &stream.conn;
+        self.is_resumed = connection.handshake_kind() == Some(HandshakeKind::Resumed);
         self.facts = format!(
             "{:?} {:?} {}",
             connection.protocol_version().unwrap(),

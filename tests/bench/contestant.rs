@@ -115,6 +115,8 @@ fn imap_tls(
     command.extend(words([&workspace.empty]));
     command.extend(["--cert".into(), workspace.certificate.clone().into()]);
     command.extend(["--key".into(), workspace.key.clone().into()]);
+    // As the packages have it.
+    command.extend(["--ticket-keys".into(), workspace.ticket_keys.clone().into()]);
     command.extend(["--".into(), workspace.imapd.clone().into()]);
     Contestant {
         name: format!("{name} {}", describe(entry)),
@@ -122,7 +124,7 @@ fn imap_tls(
         entry,
         command,
         environment: Vec::new(),
-        notes: "network process (own uid, chroot, seccomp), keeper with the key (own uid, chroot, seccomp) until the handshake is over; backend not started before TLS stands; one log line per session",
+        notes: "network process (own uid, chroot, seccomp), keeper with the key (own uid, chroot, seccomp) until the handshake is over; session tickets; backend not started before TLS stands; one log line per session",
     }
 }
 

@@ -18,6 +18,7 @@
 mod client;
 mod contestant;
 mod floor;
+mod growth;
 mod memory;
 mod report;
 mod scenario;
@@ -53,6 +54,9 @@ struct Options {
     /// Idle connections at a time [default: 20, with --quick 4]
     #[arg(long, value_name = "N")]
     idle: Option<usize>,
+    /// Connections that are open at once when growth is measured [default: 4000, with --quick 100]
+    #[arg(long, value_name = "N")]
+    growth: Option<usize>,
     /// Small numbers, to see whether it works
     #[arg(long)]
     quick: bool,
@@ -65,7 +69,7 @@ struct Options {
     /// The one cipher that the client offers, so that all do the same work
     #[arg(long, value_enum, default_value_t = Cipher::Aes256)]
     cipher: Cipher,
-    /// Only scenarios whose name starts so: set-up, down, up, idle; can be given several times
+    /// Only scenarios whose name starts so: set-up, resumed, down, up, idle, growth; can be given several times
     #[arg(long = "scenario", value_name = "NAME")]
     scenarios: Vec<String>,
     /// Only contestants whose name contains this (the copy floor is always one); can be given several times
@@ -134,6 +138,9 @@ fn compare(
             .unwrap_or(if options.quick { 16 } else { 40 }),
         options.bulk.unwrap_or(if options.quick { 32 } else { 256 }),
         options.idle.unwrap_or(if options.quick { 4 } else { 20 }),
+        options
+            .growth
+            .unwrap_or(if options.quick { 100 } else { 4000 }),
     )
     .into_iter()
     .filter(|scenario| {
@@ -154,6 +161,9 @@ fn compare(
             for turn in 0..contestants.len() {
                 let index = (turn + round) % contestants.len();
                 let contestant = &contestants[index];
+                if !scenario.concerns(contestant, round) {
+                    continue;
+                }
                 if let Err(error) =
                     scenario.run(contestant, workspace, &client, &mut figures[index])
                 {

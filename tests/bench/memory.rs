@@ -54,6 +54,16 @@ impl Memory {
     }
 }
 
+/// What the kernel keeps for all processes and sockets, in KiB (`/proc/meminfo`).
+pub(crate) fn kernel_memory() -> f64 {
+    const FIELDS: [&str; 3] = ["KernelStack:", "PageTables:", "Slab:"];
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    text.lines()
+        .filter(|line| FIELDS.iter().any(|field| line.starts_with(field)))
+        .filter_map(|line| line.split_whitespace().nth(1)?.parse::<f64>().ok())
+        .sum()
+}
+
 /// The sum of the fields with this prefix, which are in kB.
 fn field_sum(process: Pid, file: &str, prefix: &str) -> f64 {
     let text = fs::read_to_string(format!("/proc/{process}/{file}")).unwrap_or_default();

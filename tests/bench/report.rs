@@ -8,6 +8,7 @@ use std::process::Command;
 
 use crate::contestant::{Contestant, Role};
 use crate::floor::Floors;
+use crate::growth::Step;
 use crate::memory::Memory;
 use crate::workspace::Workspace;
 use crate::{Cipher, Key, Options};
@@ -21,6 +22,9 @@ pub(crate) struct Figures {
     pub(crate) up: Vec<Bulk>,
     pub(crate) idle: Vec<Memory>,
     pub(crate) idle_after_traffic: Vec<Memory>,
+    /// Milliseconds per connection, one figure per round.
+    pub(crate) resumed: Vec<f64>,
+    pub(crate) growth: Vec<Step>,
     pub(crate) facts: String,
     pub(crate) failures: usize,
     /// Sessions that ended without close_notify, or by a reset.
@@ -177,7 +181,7 @@ impl Report {
         line(
             "Work",
             &format!(
-                "{key} certificate; the client (rustls, aws-lc-rs) offers X25519MLKEM768 first and {cipher}, resumes nothing"
+                "{key} certificate; the client (rustls, aws-lc-rs) offers X25519MLKEM768 first and {cipher}, and resumes nothing unless that is what is measured"
             ),
         );
         line("Static C programs compiled by", workspace.static_compiler);
@@ -213,6 +217,8 @@ impl Report {
         self.head
             + &figures_table(&rows)
             + &self.floors.ratios_table(&rows)
+            + &resumption_table(&rows)
+            + &growth_table(&rows)
             + &facts_table(&rows)
             + NOTES
     }
@@ -307,6 +313,50 @@ impl Floors {
     }
 }
 
+fn resumption_table(rows: &[Row<'_>]) -> String {
+    let mut text = String::new();
+    for (contestant, figures, summary) in rows {
+        if let (false, Some(full)) = (figures.resumed.is_empty(), summary.processor[0]) {
+            let resumed = median(&figures.resumed);
+            let _ = writeln!(
+                text,
+                "- {}: {full:.2} ms CPU a connection with a full handshake, {resumed:.2} resumed: {:.2} cheaper",
+                contestant.name,
+                full - resumed
+            );
+        }
+    }
+    if text.is_empty() {
+        return text;
+    }
+    format!("Resumption (one connection at a time):\n\n{text}\n")
+}
+
+fn growth_table(rows: &[Row<'_>]) -> String {
+    let mut text = String::new();
+    for (contestant, figures, _) in rows {
+        for step in &figures.growth {
+            let cells = [
+                contestant.name.clone(),
+                step.open.to_string(),
+                number(step.processor, 2),
+                number(Some(step.memory.unique), 0),
+                number(Some(step.memory.page_tables), 0),
+                number(Some(step.kernel), 0),
+            ];
+            let _ = writeln!(text, "| {} |", cells.join(" | "));
+        }
+    }
+    if text.is_empty() {
+        return text;
+    }
+    format!(
+        "Growth, beside so many that are open and idle:\n\n\
+         | | open | CPU ms for one more | USS KiB each | page tables KiB each | kernel KiB each, IMAP server and tcpserver's process included |\n\
+         | --- | --- | --- | --- | --- | --- |\n{text}\n"
+    )
+}
+
 fn facts_table(rows: &[Row<'_>]) -> String {
     let mut text = String::from(
         "Who does what:\n\n| | negotiated | what it is | sessions cut (no close_notify) | failed measurements |\n| --- | --- | --- | --- | --- |\n",
@@ -328,7 +378,7 @@ CPU is of the whole process tree: tcpserver's fork, the contestant and the IMAP 
 Wall is over all connections of all rounds, the client's own work included. \
 Bulk figures are of one connection, without its set-up; the client shares the machine's processors. \
 USS is what a connection's processes have to themselves (Private_* in smaps_rollup), without tcpserver and IMAP server, after one second of idleness; \
-page tables come on top, as does the kernel's own memory.
+page tables come on top, as does the kernel's own memory (kernel stacks, page tables and slab, by what /proc/meminfo gained).
 ";
 
 fn read(path: &str) -> String {

@@ -3,8 +3,9 @@
 use std::time::{Duration, Instant};
 
 use crate::Result;
-use crate::client::{Client, Ending, Session};
-use crate::contestant::Contestant;
+use crate::client::{Client, Ending, Entry, Session};
+use crate::contestant::{Contestant, Role};
+use crate::growth;
 use crate::memory::Memory;
 use crate::report::{Bulk, Figures};
 use crate::server::Server;
@@ -15,8 +16,12 @@ use crate::workspace::Workspace;
 pub(crate) enum Scenario {
     /// MiB from the server.
     Down(u64),
+    /// More and more connections that stay open, up to this many.
+    Growth(usize),
     /// Connections that are open at once and say nothing.
     Idle(usize),
+    /// Whole short sessions that resume the one before.
+    Resumed(usize),
     /// Whole short sessions, one after the other in each of `concurrency` threads.
     SetUp {
         concurrency: usize,
@@ -33,7 +38,7 @@ const IDLE_TIME: Duration = Duration::from_secs(1);
 const TRAFFIC: u64 = 15;
 
 impl Scenario {
-    pub(crate) fn all(connections: usize, bulk: u64, idle: usize) -> Vec<Self> {
+    pub(crate) fn all(connections: usize, bulk: u64, idle: usize, growth: usize) -> Vec<Self> {
         let set_up = |concurrency| Self::SetUp {
             concurrency,
             connections,
@@ -41,16 +46,20 @@ impl Scenario {
         vec![
             set_up(1),
             set_up(8),
+            Self::Resumed(connections),
             Self::Down(bulk),
             Self::Up(bulk),
             Self::Idle(idle),
+            Self::Growth(growth),
         ]
     }
 
     pub(crate) fn name(&self) -> String {
         match self {
             Self::Down(mib) => format!("down ({mib} MiB)"),
+            Self::Growth(most) => format!("growth (to {most} connections)"),
             Self::Idle(connections) => format!("idle ({connections} connections)"),
+            Self::Resumed(connections) => format!("resumed ({connections} connections)"),
             Self::SetUp {
                 concurrency,
                 connections,
@@ -58,6 +67,16 @@ impl Scenario {
                 format!("set-up ({connections} connections, {concurrency} at a time)")
             }
             Self::Up(mib) => format!("up ({mib} MiB)"),
+        }
+    }
+
+    /// Whether it is anything to this contestant: some things are ours alone to show, and take long.
+    pub(crate) fn concerns(self, contestant: &Contestant, round: usize) -> bool {
+        let is_ours = contestant.role == Role::Ours;
+        match self {
+            Self::Growth(_) => is_ours && contestant.entry == Entry::Implicit && round == 0,
+            Self::Resumed(_) => is_ours,
+            Self::Down(_) | Self::Idle(_) | Self::SetUp { .. } | Self::Up(_) => true,
         }
     }
 
@@ -70,9 +89,13 @@ impl Scenario {
         figures: &mut Figures,
     ) -> Result<()> {
         let most = match self {
+            Self::Growth(most) => {
+                figures.growth = growth::measure(contestant, workspace, client, most)?;
+                return Ok(());
+            }
             Self::Idle(connections) => connections,
             Self::SetUp { concurrency, .. } => concurrency,
-            Self::Down(_) | Self::Up(_) => 1,
+            Self::Down(_) | Self::Resumed(_) | Self::Up(_) => 1,
         };
         // A connection may begin while the processes of the one before are still ending.
         let mut server = Server::start(contestant, workspace, 2 * most + 16)?;
@@ -89,6 +112,14 @@ impl Scenario {
                 let result = idle(&server, contestant, workspace, client, connections, figures);
                 let stopped = server.stop();
                 return result.and(stopped.map(|_| ()));
+            }
+            Self::Growth(_) => return Ok(()),
+            Self::Resumed(connections) => {
+                let result = resumed(&mut server, contestant, workspace, client, connections);
+                let in_the_end = server.stop()?;
+                let used = result?.unwrap_or(in_the_end) / u32::try_from(connections)?;
+                figures.resumed.push(used.as_secs_f64() * 1e3);
+                return Ok(());
             }
             Self::SetUp {
                 concurrency,
@@ -154,6 +185,28 @@ fn set_up(
         figures.cut += usize::from(ending == Ending::Cut);
     }
     Ok(())
+}
+
+/// Processor time of sessions of which each resumes the one before, if it can be told apart from that of the first.
+fn resumed(
+    server: &mut Server<'_>,
+    contestant: &Contestant,
+    workspace: &Workspace,
+    client: &Client,
+    connections: usize,
+) -> Result<Option<Duration>> {
+    let client = client.that_resumes(&workspace.authority)?;
+    client.log_in(server.port, contestant.entry)?.log_out()?;
+    server.count_from_here()?;
+    for _ in 0..connections {
+        let session = client.log_in(server.port, contestant.entry)?;
+        let is_resumed = session.is_resumed;
+        session.log_out()?;
+        if !is_resumed {
+            return Err("a session was not resumed".into());
+        }
+    }
+    server.used()
 }
 
 /// Wall time, and processor time if it can be told apart from that of beginning and end.

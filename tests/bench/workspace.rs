@@ -24,6 +24,8 @@ pub(crate) struct Workspace {
     pub(crate) key: PathBuf,
     /// Key and certificate in one file, as some want it.
     pub(crate) key_and_certificate: PathBuf,
+    /// Where imap-tls makes its ticket keys.
+    pub(crate) ticket_keys: PathBuf,
     /// An empty directory of root's to be confined in.
     pub(crate) empty: PathBuf,
     pub(crate) imapd: PathBuf,
@@ -46,6 +48,7 @@ impl Workspace {
             certificate: path("cert.pem"),
             key: path("key.pem"),
             key_and_certificate: path("both.pem"),
+            ticket_keys: path("ticket-keys"),
             empty: path("empty"),
             imapd: path("imapd"),
             makesock: path("makesock"),
