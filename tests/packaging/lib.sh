@@ -164,7 +164,7 @@ halt() {
 }
 
 # Nothing may hang: each has a time to end in.
-inside() { timeout -k 5 120 nsenter -t "$init" -a env PATH=/usr/sbin:/usr/bin:/sbin:/bin DEBIAN_FRONTEND=noninteractive "$@"; }
+inside() { timeout -k 5 300 nsenter -t "$init" -a env PATH=/usr/sbin:/usr/bin:/sbin:/bin DEBIAN_FRONTEND=noninteractive "$@"; }
 # This machine's programs on that system's network: clients need not be installed there.
 outside() { timeout -k 5 300 nsenter -t "$init" -n "$@"; }
 journal() { inside sh -c 'journalctl --sync; journalctl -q -o cat --no-pager "$@"' journal "$@"; }
