@@ -35,8 +35,9 @@ finish() {
     awk -v prefix="$work/" 'index($2, prefix) == 1 { print $2 }' /proc/mounts | sort -r | while read -r mounted; do umount -l "$mounted"; done
     rm -rf --one-file-system "$work"
     printf '%d passed, %d failed\n' "$passed" "$failed"
+    # With the status said: without, it would be that of before the trap.
     [ "$failed" = 0 ] && [ "$passed" -gt 0 ]
-    exit
+    exit $?
 }
 trap finish EXIT
 
