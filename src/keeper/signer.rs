@@ -8,6 +8,7 @@ use rustls::{Error, SignatureAlgorithm, SignatureScheme};
 use super::Line;
 use super::message::{Holding, Reply, Request};
 use super::signing::SignRequest;
+use super::tickets::{PLAINTEXT_LIMIT, TICKET_LIMIT};
 use crate::error::reason;
 use crate::host_name::HostName;
 use crate::tls::{AsksKeeper, Certified};
@@ -118,6 +119,10 @@ impl AsksKeeper for Asking {
     }
 
     fn open(&self, name: Option<&HostName>, ticket: &[u8]) -> Option<Vec<u8>> {
+        // Whatever its length, it is the client's to choose: the keeper ends at a request that is too long, and it has yet to sign.
+        if ticket.len() > TICKET_LIMIT {
+            return None;
+        }
         let name = name.cloned();
         let reply = self.line.ask(&Request::Open { name, ticket }).ok()?;
         match Reply::decode(&reply)? {
@@ -127,6 +132,10 @@ impl AsksKeeper for Asking {
     }
 
     fn seal(&self, name: Option<&HostName>, session: &[u8]) -> Option<Vec<u8>> {
+        // A client's certificate chain may make it so long.
+        if session.len() > PLAINTEXT_LIMIT {
+            return None;
+        }
         let name = name.cloned();
         let reply = self.line.ask(&Request::Seal { name, session }).ok()?;
         match Reply::decode(&reply)? {
