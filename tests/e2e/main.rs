@@ -29,6 +29,7 @@ mod process;
 mod relay;
 mod setup;
 mod starttls;
+mod tickets;
 mod transcripts;
 
 use std::process::ExitCode;
@@ -54,6 +55,7 @@ fn main() -> ExitCode {
         setup::tests(),
         starttls::tests(),
         limits::tests(),
+        tickets::tests(),
         transcripts::tests(),
     ];
     let conclusion = libtest_mimic::run(&options, tests.into_iter().flatten().collect());

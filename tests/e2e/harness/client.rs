@@ -13,7 +13,7 @@ use rustls::{ClientConfig, ClientConnection, RootCertStore, SupportedProtocolVer
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 /// How long any single wait may take before the test fails.
@@ -59,6 +59,11 @@ impl Reply {
     }
 }
 
+/// What a client remembers of its sessions: an offer resumes what another one with the same memory began. rustls resumes under
+/// one configuration only, so all but the server name is as in the first of them.
+#[derive(Clone, Default)]
+pub struct Memory(Arc<OnceLock<Arc<ClientConfig>>>);
+
 /// What the client offers in TLS. Start from [`TlsOffer::new`] and change fields.
 #[derive(Clone)]
 pub struct TlsOffer {
@@ -67,6 +72,8 @@ pub struct TlsOffer {
     pub versions: Vec<&'static SupportedProtocolVersion>,
     pub groups: Vec<&'static dyn SupportedKxGroup>,
     pub alpn: Vec<Vec<u8>>,
+    /// `None`: it neither keeps tickets nor resumes.
+    pub memory: Option<Memory>,
 }
 
 impl TlsOffer {
@@ -88,10 +95,24 @@ impl TlsOffer {
                 kx_group::SECP384R1,
             ],
             alpn: Vec::new(),
+            memory: None,
         }
     }
 
     fn connection(&self) -> ClientConnection {
+        let config = match &self.memory {
+            None => self.config(Resumption::disabled()),
+            Some(Memory(first)) => first
+                .get_or_init(|| self.config(Resumption::in_memory_sessions(16)))
+                .clone(),
+        };
+        let name = ServerName::try_from(self.server_name.clone()).unwrap();
+        let mut connection = ClientConnection::new(config, name).unwrap();
+        connection.set_buffer_limit(Some(256 << 10));
+        connection
+    }
+
+    fn config(&self, resumption: Resumption) -> Arc<ClientConfig> {
         let provider = CryptoProvider {
             kx_groups: self.groups.clone(),
             ..aws_lc_rs::default_provider()
@@ -103,11 +124,8 @@ impl TlsOffer {
             .with_root_certificates(self.roots.clone())
             .with_no_client_auth();
         config.alpn_protocols.clone_from(&self.alpn);
-        config.resumption = Resumption::disabled();
-        let name = ServerName::try_from(self.server_name.clone()).unwrap();
-        let mut connection = ClientConnection::new(Arc::new(config), name).unwrap();
-        connection.set_buffer_limit(Some(256 << 10));
-        connection
+        config.resumption = resumption;
+        Arc::new(config)
     }
 }
 
@@ -474,8 +492,13 @@ impl Client {
 
     /// Greeting, STARTTLS, LOGIN: the usual beginning in `required`.
     pub fn log_in_by_starttls(&mut self, pki: &Pki) {
+        self.log_in_by_starttls_with(&TlsOffer::new(pki));
+    }
+
+    /// [`Client::log_in_by_starttls`] with a choice of what is offered.
+    pub fn log_in_by_starttls_with(&mut self, offer: &TlsOffer) {
         self.greeting();
-        self.starttls(pki);
+        self.starttls_with(offer);
         self.login();
     }
 

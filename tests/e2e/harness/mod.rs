@@ -15,7 +15,7 @@ pub mod sys;
 pub mod tool;
 
 pub use backend::{Backend, Played, Record};
-pub use client::{Client, End, Reply, TlsOffer};
+pub use client::{Client, End, Memory, Reply, TlsOffer};
 pub use dir::{TempDir, make_dir, write_file};
 pub use pki::{Format, Key, Pki};
 pub use process::Process;

@@ -116,6 +116,13 @@ impl Program {
         self
     }
 
+    /// Gives an option that may be repeated once more.
+    pub fn also(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
+        self.options
+            .push((name.to_owned(), Some(value.as_ref().to_owned())));
+        self
+    }
+
     /// Sets an option without a value.
     pub fn flag(mut self, name: &str) -> Self {
         self = self.without(name);
@@ -431,6 +438,8 @@ pub struct Processes {
     pub network: Process,
     /// While the handshake is not over.
     pub keeper: Option<Process>,
+    /// With `--cert-dir`, while the handshake is not over: root, but for most of its capabilities.
+    pub opener: Option<Process>,
     /// Privileged and waiting, before it becomes the backend.
     pub launcher: Option<Process>,
     pub backend: Option<Process>,
@@ -442,6 +451,7 @@ impl Processes {
         let mut found = Self {
             network,
             keeper: None,
+            opener: None,
             launcher: None,
             backend: None,
         };
@@ -453,6 +463,8 @@ impl Processes {
                 || !is_root() && found.launcher.is_some()
             {
                 found.keeper = Some(child);
+            } else if is_root() && child.status().mask("CapBnd") == 0 {
+                found.opener = Some(child);
             } else {
                 found.launcher = Some(child);
             }
