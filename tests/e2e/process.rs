@@ -277,7 +277,8 @@ fn client_socket(session: &Session) -> String {
         .lines()
         .skip(1)
         .map(|line| line.split_whitespace().collect::<Vec<_>>())
-        .find(|fields| fields[2] == wanted)
+        // An ended connection that had the same port stays in the table for a while, as nobody's.
+        .find(|fields| fields[2] == wanted && fields[9] != "0")
         .expect("the connection");
     format!("socket:[{}]", row[9])
 }
