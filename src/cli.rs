@@ -1,5 +1,7 @@
 //! Arguments and `IMAP_TLS_*` variables -> [`Options`]; every check that needs no file is here, so no half-valid Options exists.
 
+mod plain;
+
 use std::ffi::OsString;
 use std::os::fd::RawFd;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
@@ -305,7 +307,7 @@ struct Arguments {
     #[arg(long, env = "IMAP_TLS_BACKEND_USER_FROM_CERT", hide_env = true, value_parser = FalseyValueParser::new(), help_heading = "Backend")]
     backend_user_from_cert: bool,
     /// Use this open descriptor, start no BACKEND
-    #[arg(long, env = "IMAP_TLS_BACKEND_FD", hide_env = true, value_name = "N", value_parser = clap::value_parser!(RawFd).range(3..), help_heading = "Backend")]
+    #[arg(long, env = "IMAP_TLS_BACKEND_FD", hide_env = true, value_name = "N", value_parser = clap::value_parser!(RawFd).range(i64::from(LEAST_DESCRIPTOR)..), help_heading = "Backend")]
     backend_fd: Option<RawFd>,
 
     /// For the whole handshake [default: 30]
@@ -422,7 +424,11 @@ pub(crate) fn parse(
 ) -> Result<Request, Error> {
     use clap::error::ErrorKind::{DisplayHelp, DisplayVersion};
     let arguments: Vec<OsString> = arguments.collect();
-    match Arguments::try_parse_from(&arguments) {
+    let parsed = match plain::read(&arguments, |name| std::env::var_os(name)) {
+        Some(parsed) => Ok(parsed),
+        None => Arguments::try_parse_from(&arguments),
+    };
+    match parsed {
         Ok(parsed) => match (parsed.check, parsed.validate(is_root).map(Box::new)) {
             (Some(format), options) => Ok(Request::Check(options, format)),
             (None, options) => options.map(Request::Serve),
@@ -561,6 +567,8 @@ impl Arguments {
     }
 }
 
+/// Below are standard input, output and error.
+const LEAST_DESCRIPTOR: RawFd = 3;
 /// Less than this and the program's own code and libraries do not fit.
 const MEMORY_LIMIT_LEAST: u64 = 16 << 20;
 
