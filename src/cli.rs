@@ -150,7 +150,7 @@ struct Arguments {
         env = "IMAP_TLS_CERT",
         hide_env = true,
         value_name = "FILE",
-        value_delimiter = ':',
+        value_delimiter = char::from(LIST_SEPARATOR),
         help_heading = "TLS"
     )]
     cert: Vec<PathBuf>,
@@ -160,7 +160,7 @@ struct Arguments {
         env = "IMAP_TLS_KEY",
         hide_env = true,
         value_name = "FILE",
-        value_delimiter = ':',
+        value_delimiter = char::from(LIST_SEPARATOR),
         help_heading = "TLS"
     )]
     key: Vec<PathBuf>,
@@ -204,7 +204,7 @@ struct Arguments {
         env = "IMAP_TLS_OCSP",
         hide_env = true,
         value_name = "FILE",
-        value_delimiter = ':',
+        value_delimiter = char::from(LIST_SEPARATOR),
         help_heading = "TLS"
     )]
     ocsp: Vec<PathBuf>,
@@ -223,7 +223,7 @@ struct Arguments {
         env = "IMAP_TLS_CLIENT_CRL",
         hide_env = true,
         value_name = "FILE",
-        value_delimiter = ':',
+        value_delimiter = char::from(LIST_SEPARATOR),
         help_heading = "TLS"
     )]
     client_crl: Vec<PathBuf>,
@@ -567,6 +567,8 @@ impl Arguments {
     }
 }
 
+/// Between the values of an option that may be repeated, as in PATH.
+const LIST_SEPARATOR: u8 = b':';
 /// Below are standard input, output and error.
 const LEAST_DESCRIPTOR: RawFd = 3;
 /// Less than this and the program's own code and libraries do not fit.

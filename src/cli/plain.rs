@@ -12,15 +12,22 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 
-use super::{Arguments, LEAST_DESCRIPTOR, PolicyName, parse_seconds, parse_size};
+use super::{
+    Arguments, DemandName, LEAST_DESCRIPTOR, LIST_SEPARATOR, PolicyName, VersionName,
+    parse_seconds, parse_size,
+};
 use crate::log::Destination;
 
 /// Options with a value: name, variable, default.
-const VALUED: [(&str, &str, Option<&str>); 13] = [
+const VALUED: [(&str, &str, Option<&str>); 20] = [
     ("backend-fd", "IMAP_TLS_BACKEND_FD", None),
     ("backend-user", "IMAP_TLS_BACKEND_USER", None),
     ("cert", "IMAP_TLS_CERT", None),
+    ("cert-dir", "IMAP_TLS_CERT_DIR", None),
     ("chroot", "IMAP_TLS_CHROOT", Some("/var/lib/imap-tls/empty")),
+    ("client-ca", "IMAP_TLS_CLIENT_CA", None),
+    ("client-cert", "IMAP_TLS_CLIENT_CERT", None),
+    ("client-crl", "IMAP_TLS_CLIENT_CRL", None),
     ("group", "IMAP_TLS_GROUP", None),
     (
         "handshake-timeout",
@@ -36,13 +43,18 @@ const VALUED: [(&str, &str, Option<&str>); 13] = [
     ("log", "IMAP_TLS_LOG", Some("auto")),
     ("login-timeout", "IMAP_TLS_LOGIN_TIMEOUT", Some("120")),
     ("memory-limit", "IMAP_TLS_MEMORY_LIMIT", Some("32M")),
+    ("min-tls", "IMAP_TLS_MIN_TLS", Some("1.2")),
+    ("ocsp", "IMAP_TLS_OCSP", None),
+    ("ticket-keys", "IMAP_TLS_TICKET_KEYS", None),
     ("tls", "IMAP_TLS_TLS", Some("required")),
     ("user", "IMAP_TLS_USER", Some("imap-tls")),
 ];
 
 /// Flags are for terminals and trials: a line with one is not plain, nor is an environment with one.
-const FLAG_VARIABLES: [&str; 3] = [
+const FLAG_VARIABLES: [&str; 5] = [
+    "IMAP_TLS_BACKEND_USER_FROM_CERT",
     "IMAP_TLS_QUIET",
+    "IMAP_TLS_STRICT_SNI",
     "IMAP_TLS_UNPRIVILEGED",
     "IMAP_TLS_VERBOSE",
 ];
@@ -77,9 +89,14 @@ pub(super) fn read(
         backend,
         backend_fd: given.value("backend-fd")?,
         backend_user: given.value("backend-user")?,
+        backend_user_from_cert: false,
         cert: given.value("cert")?,
+        cert_dir: given.value("cert-dir")?,
         check: None,
         chroot: given.value("chroot")?,
+        client_ca: given.value("client-ca")?,
+        client_cert: given.value("client-cert")?,
+        client_crl: given.value("client-crl")?,
         group: given.value("group")?,
         handshake_timeout: given.value("handshake-timeout")?,
         help: None,
@@ -88,7 +105,11 @@ pub(super) fn read(
         log: given.value("log")?,
         login_timeout: given.value("login-timeout")?,
         memory_limit: given.value("memory-limit")?,
+        min_tls: given.value("min-tls")?,
+        ocsp: given.value("ocsp")?,
         quiet: false,
+        strict_sni: false,
+        ticket_keys: given.value("ticket-keys")?,
         tls: given.value("tls")?,
         unprivileged: false,
         user: given.value("user")?,
@@ -155,6 +176,20 @@ impl<T: Value> Value for Option<T> {
     }
 }
 
+/// Values of an option that may be repeated; where it is, the line is not plain.
+impl Value for Vec<PathBuf> {
+    fn read(text: &OsStr) -> Option<Self> {
+        let parts = text.as_bytes().split(|byte| *byte == LIST_SEPARATOR);
+        parts
+            .map(|part| PathBuf::optional(Some(OsStr::from_bytes(part))))
+            .collect()
+    }
+
+    fn optional(text: Option<&OsStr>) -> Option<Self> {
+        text.map_or(Some(Self::new()), Self::read)
+    }
+}
+
 impl Value for String {
     fn read(text: &OsStr) -> Option<Self> {
         text.to_str().map(str::to_owned)
@@ -187,6 +222,18 @@ impl Value for RawFd {
 }
 
 impl Value for PolicyName {
+    fn read(text: &OsStr) -> Option<Self> {
+        Self::from_str(text.to_str()?, false).ok()
+    }
+}
+
+impl Value for VersionName {
+    fn read(text: &OsStr) -> Option<Self> {
+        Self::from_str(text.to_str()?, false).ok()
+    }
+}
+
+impl Value for DemandName {
     fn read(text: &OsStr) -> Option<Self> {
         Self::from_str(text.to_str()?, false).ok()
     }
@@ -230,7 +277,8 @@ mod tests {
             };
             match argument.get_action() {
                 ArgAction::SetTrue => assert!(flags.insert(variable)),
-                ArgAction::Set => {
+                ArgAction::Append if argument.is_positional() => {}
+                ArgAction::Append | ArgAction::Set => {
                     let default = argument.get_default_values().first();
                     let default = default.and_then(|text| text.to_str());
                     assert!(valued.insert((argument.get_long().unwrap(), variable, default)));
@@ -272,13 +320,19 @@ mod tests {
             "99999999999999999999",
             "ä",
             "/a b",
+            "a:b",
+            "a::b",
+            ":",
+            "1.2",
+            "1.3",
+            "request",
         ];
         for (name, _, default) in VALUED {
             let option = format!("--{name}");
             let plain = texts
                 .iter()
                 .filter(|text| is_plain(&[&option, text, "imapd"]));
-            assert!(plain.count() > 2, "{name}");
+            assert!(plain.count() >= 2, "{name}");
             assert!(default.is_none_or(|text| is_plain(&[&option, text, "--", "imapd"])));
             // Not plain: given twice, without a value, in another form.
             for words in [
