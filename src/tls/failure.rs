@@ -54,7 +54,9 @@ pub(crate) fn explain(error: &Error, hello: &HelloFacts) -> String {
         text.truncate(end.unwrap_or(0));
         text.push_str("...");
     }
-    let sent = alert_sent(error, hello).map(alert_name);
+    let sent = alert_sent(error, hello)
+        .filter(|_| !hello.is_without_alert)
+        .map(alert_name);
     let names = [
         technical_name(error),
         sent.map(|name| format!("alert sent: {name}")),
