@@ -22,6 +22,7 @@
 
 mod activation;
 mod check;
+mod client_cert;
 mod harness;
 mod interop;
 mod limits;
@@ -49,6 +50,7 @@ fn main() -> ExitCode {
     let tests = [
         activation::tests(),
         check::tests(),
+        client_cert::tests(),
         interop::tests(),
         process::tests(),
         relay::tests(),

@@ -101,18 +101,21 @@ impl TlsOffer {
 
     fn connection(&self) -> ClientConnection {
         let config = match &self.memory {
-            None => self.config(Resumption::disabled()),
+            None => Arc::new(self.config()),
             Some(Memory(first)) => first
-                .get_or_init(|| self.config(Resumption::in_memory_sessions(16)))
+                .get_or_init(|| {
+                    let mut config = self.config();
+                    config.resumption = Resumption::in_memory_sessions(16);
+                    Arc::new(config)
+                })
                 .clone(),
         };
-        let name = ServerName::try_from(self.server_name.clone()).unwrap();
-        let mut connection = ClientConnection::new(config, name).unwrap();
-        connection.set_buffer_limit(Some(256 << 10));
-        connection
+        connection(&config, &self.server_name)
     }
 
-    fn config(&self, resumption: Resumption) -> Arc<ClientConfig> {
+    /// The same as rustls has it, for what an offer has no field for: a client certificate, resumption, a key log. One
+    /// configuration for several connections lets them resume each other (see [`Client::handshake_by`]).
+    pub fn config(&self) -> ClientConfig {
         let provider = CryptoProvider {
             kx_groups: self.groups.clone(),
             ..aws_lc_rs::default_provider()
@@ -124,9 +127,16 @@ impl TlsOffer {
             .with_root_certificates(self.roots.clone())
             .with_no_client_auth();
         config.alpn_protocols.clone_from(&self.alpn);
-        config.resumption = resumption;
-        Arc::new(config)
+        config.resumption = Resumption::disabled();
+        config
     }
+}
+
+fn connection(config: &Arc<ClientConfig>, server_name: &str) -> ClientConnection {
+    let name = ServerName::try_from(server_name.to_owned()).unwrap();
+    let mut connection = ClientConnection::new(config.clone(), name).unwrap();
+    connection.set_buffer_limit(Some(256 << 10));
+    connection
 }
 
 /// A client. Everything it reads first goes through `buffered`, inside TLS already decrypted.
@@ -185,12 +195,27 @@ impl Client {
     /// Sends the ClientHello, reads the server's flight and stops there: the client's Finished is not sent yet, so the
     /// server has signed and still waits (in TLS 1.3). Go on with [`Client::finish_handshake`].
     pub fn handshake_until_server_is_heard(&mut self, offer: &TlsOffer) -> Result<(), String> {
+        self.begin_handshake(offer.connection())
+    }
+
+    /// [`Client::handshake`] with a configuration of rustls, for the server name localhost.
+    pub fn handshake_by(&mut self, config: &Arc<ClientConfig>) -> Result<(), String> {
+        self.hear_server_by(config)?;
+        self.finish_handshake()
+    }
+
+    /// [`Client::handshake_until_server_is_heard`] with a configuration of rustls.
+    pub fn hear_server_by(&mut self, config: &Arc<ClientConfig>) -> Result<(), String> {
+        self.begin_handshake(connection(config, "localhost"))
+    }
+
+    fn begin_handshake(&mut self, connection: ClientConnection) -> Result<(), String> {
         assert!(
             self.tls.is_none() && self.buffered.is_empty(),
             "bytes in clear after STARTTLS's OK: {:?}",
             text(&self.buffered)
         );
-        let mut connection = Box::new(offer.connection());
+        let mut connection = Box::new(connection);
         let mut hello = Vec::new();
         connection.write_tls(&mut hello).unwrap();
         self.send_raw(&hello);
@@ -320,6 +345,12 @@ impl Client {
         self.end.is_none()
     }
 
+    /// Sends bytes past TLS, unless the server has ended meanwhile: then it says no.
+    pub fn try_send_raw(&mut self, bytes: &[u8]) -> bool {
+        self.pending.extend_from_slice(bytes);
+        self.try_send(&[])
+    }
+
     /// Waits until the other end of a unix socket has read all that was sent.
     pub fn wait_until_read(&self) {
         eventually("the peer reads", || {
@@ -400,6 +431,19 @@ impl Client {
                 .map(|at| at + 1)
         });
         text(&line).trim_end_matches(['\r', '\n']).to_owned()
+    }
+
+    /// The next line, or how the server ended before it.
+    pub fn line_or_end(&mut self) -> Result<String, End> {
+        let deadline = Instant::now() + self.patience;
+        while !self.buffered.contains(&b'\n') {
+            if let Some(end) = &self.end {
+                return Err(end.clone());
+            }
+            self.wait_to_read(deadline, "a line");
+            self.read_once();
+        }
+        Ok(self.line())
     }
 
     /// Reads until what came so far contains `wanted`, and takes everything up to and including it.

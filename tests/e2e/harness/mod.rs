@@ -6,6 +6,7 @@
 pub mod backend;
 pub mod client;
 pub mod dir;
+pub mod identity;
 pub mod pki;
 pub mod process;
 pub mod program;
@@ -17,6 +18,7 @@ pub mod tool;
 pub use backend::{Backend, Played, Record};
 pub use client::{Client, End, Memory, Reply, TlsOffer};
 pub use dir::{TempDir, make_dir, write_file};
+pub use identity::{Authority, Identity};
 pub use pki::{Format, Key, Pki};
 pub use process::Process;
 pub use program::{
