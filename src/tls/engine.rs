@@ -17,6 +17,7 @@ pub(super) struct Engine {
     /// Records, or parts of one: the first `filled` octets; the rest is room to read into.
     incoming: Vec<u8>,
     filled: usize,
+    has_sent_alert: bool,
     is_failed: bool,
     is_peer_closed: bool,
 }
@@ -31,6 +32,7 @@ impl Engine {
             connection: UnbufferedServerConnection::new(config)?,
             incoming: Vec::new(),
             filled: 0,
+            has_sent_alert: false,
             is_failed: false,
             is_peer_closed: false,
         })
@@ -173,7 +175,9 @@ impl Engine {
         if result.is_err() {
             self.is_failed = true;
             // What is left of the session is the alert that tells the client; there may be none.
+            let before = outgoing.len();
             let _ = self.encode_alert(outgoing);
+            self.has_sent_alert = outgoing.len() > before;
         }
         let used = used.min(self.filled);
         self.incoming.copy_within(used..self.filled, 0);
@@ -208,6 +212,11 @@ impl Engine {
         if self.filled == 0 {
             self.incoming = Vec::new();
         }
+    }
+
+    /// Whether the client was told that the session has failed: some errors of the library's end it without an alert.
+    pub(super) fn has_sent_alert(&self) -> bool {
+        self.has_sent_alert
     }
 
     /// Whether there is memory that could be given back.

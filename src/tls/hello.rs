@@ -8,7 +8,7 @@ use rustls::{CipherSuite, NamedGroup, SignatureScheme};
 pub(crate) struct HelloFacts {
     /// The first octets of what should be TLS, at least [`OPENING_LENGTH`] if there were as many.
     pub(crate) opening: Vec<u8>,
-    /// Whether the error is ours and not the library's, which has sent no alert for it then.
+    /// Whether no alert was sent: the error is ours and not the library's, or one for which the library has none.
     pub(crate) is_without_alert: bool,
     /// Whether `--min-tls 1.3` is set.
     pub(crate) is_tls13_only: bool,

@@ -308,7 +308,7 @@ impl Tls {
         let certificates = self.resolver.certificates.iter();
         let mut hello = self.resolver.heard.facts().cloned().unwrap_or_default();
         hello.opening.clone_from(&self.opening);
-        hello.is_without_alert = !self.is_failed;
+        hello.is_without_alert = !self.engine.has_sent_alert();
         hello.is_tls13_only = self.oldest_version == OldestVersion::Tls13;
         hello.certificates = certificates.filter_map(Certified::kind).collect();
         if let Some(Refusal::Client(why)) = self.resolver.refusal() {
