@@ -23,7 +23,9 @@
 mod activation;
 mod check;
 mod client_cert;
+mod handshake;
 mod harness;
+mod hostile;
 mod interop;
 mod limits;
 mod process;
@@ -51,6 +53,8 @@ fn main() -> ExitCode {
         activation::tests(),
         check::tests(),
         client_cert::tests(),
+        handshake::tests(),
+        hostile::tests(),
         interop::tests(),
         process::tests(),
         relay::tests(),

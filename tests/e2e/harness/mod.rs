@@ -11,6 +11,7 @@ pub mod pki;
 pub mod process;
 pub mod program;
 pub mod ptrace;
+pub mod records;
 pub mod superserver;
 pub mod sys;
 pub mod tool;
