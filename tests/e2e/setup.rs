@@ -247,6 +247,76 @@ pub const FAULTS: &[Fault] = &[
         breaks: |_, program| program.option("--memory-limit", "1M"),
         says: &["--memory-limit"],
     },
+    // Client certificates.
+    Fault {
+        name: "client authorities that are not there",
+        breaks: |test, program| program.option("--client-ca", test.path("none.pem")),
+        says: &[
+            "cannot read certificate authorities",
+            "none.pem' (--client-ca): No such file or directory",
+        ],
+    },
+    Fault {
+        name: "a file of client authorities with something else in it",
+        breaks: |test, program| program.option("--client-ca", file(test, "ca", "hello\n", 0o644)),
+        says: &[
+            "cannot use client authorities",
+            "(--client-ca): no certificate in PEM form",
+        ],
+    },
+    Fault {
+        name: "client authorities in broken PEM",
+        breaks: |test, program| {
+            let text = "-----BEGIN CERTIFICATE-----\n!!!\n-----END CERTIFICATE-----\n";
+            program.option("--client-ca", file(test, "ca", text, 0o644))
+        },
+        says: &[
+            "cannot use client authorities",
+            "(--client-ca): certificate 1: malformed PEM",
+        ],
+    },
+    Fault {
+        name: "a client authority that is none",
+        breaks: |_, program| program.option("--client-ca", &Pki::of(Key::P256).cert),
+        says: &[
+            "cannot use client authorities",
+            "(--client-ca): certificate 1: 'CN=localhost' is not an authority",
+        ],
+    },
+    Fault {
+        name: "a revocation list that is not there",
+        breaks: |test, program| {
+            let program = program.option("--client-ca", &Pki::of(Key::P256).ca);
+            program.option("--client-crl", test.path("none.pem"))
+        },
+        says: &[
+            "cannot read revocation list",
+            "none.pem' (--client-crl): No such file or directory",
+        ],
+    },
+    Fault {
+        name: "a certificate for a revocation list",
+        breaks: |_, program| {
+            let ca = &Pki::of(Key::P256).ca;
+            program.option("--client-ca", ca).option("--client-crl", ca)
+        },
+        says: &[
+            "cannot use revocation list",
+            "(--client-crl): no revocation list in it, neither in PEM form",
+        ],
+    },
+    Fault {
+        name: "a revocation list in broken DER, the second of two",
+        breaks: |test, program| {
+            let ca = Authority::make(&place(test).join("authority"), "client CA");
+            let broken = file(test, "crl", "0\u{1}\u{2}\u{3}", 0o644);
+            let lists = std::env::join_paths([ca.list(&[], 1000), broken]).unwrap();
+            program
+                .option("--client-ca", &ca.file)
+                .option("--client-crl", lists)
+        },
+        says: &["cannot use revocation list", "/crl' (--client-crl): "],
+    },
 ];
 
 /// Those that only root can have.
