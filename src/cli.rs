@@ -1,5 +1,6 @@
 //! Arguments and `IMAP_TLS_*` variables -> [`Options`]; every check that needs no file is here, so no half-valid Options exists.
 
+mod arguments;
 mod plain;
 
 use std::ffi::OsString;
@@ -8,8 +9,11 @@ use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::builder::FalseyValueParser;
-use clap::{ArgAction, CommandFactory as _, Parser};
+use clap::Parser as _;
+
+pub(crate) use arguments::{OWN_VARIABLES, command_line};
+
+use arguments::{Arguments, DemandName, PolicyName, VersionName};
 
 use crate::check::Format;
 use crate::error::Error;
@@ -87,318 +91,6 @@ pub(crate) enum Separation {
     /// Started as a plain user who said that this is meant.
     Unprivileged,
 }
-
-#[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
-enum VersionName {
-    #[value(name = "1.2")]
-    Tls12,
-    #[value(name = "1.3")]
-    Tls13,
-}
-
-#[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
-enum DemandName {
-    /// A certificate is welcome
-    Request,
-    /// No session without one
-    Required,
-}
-
-#[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
-enum PolicyName {
-    /// STARTTLS before anything else is allowed
-    Required,
-    /// STARTTLS offered, cleartext allowed
-    Optional,
-    /// TLS from the first byte (port 993)
-    Implicit,
-}
-
-/// STARTTLS and TLS for any IMAP server, with privilege separation
-#[derive(Debug, Parser)]
-#[command(
-    name = "imap-tls",
-    version,
-    disable_help_flag = true,
-    override_usage = "imap-tls [OPTIONS] [--] BACKEND [ARGS]...\n       imap-tls [OPTIONS] --backend-fd N",
-    before_help = "A superserver (systemd, xinetd, inetd, tcpserver) runs imap-tls with a client's\n\
-                   connection on standard input and output. It starts BACKEND, an IMAP server\n\
-                   that needs no TLS, gives up every privilege, and speaks TLS with the client.",
-    after_help = "Each option can also be set by an environment variable: IMAP_TLS_ and its name\n\
-                  in capitals, as IMAP_TLS_LOGIN_TIMEOUT=60. IMAP_TLS_BACKEND holds BACKEND and\n\
-                  ARGS, split at spaces. Users are given by name or number.\n\
-                  Exit status: BACKEND's; else 0 for anything that a client did, 100 for usage and\n\
-                  set-up, 111 for a fault of the system that may pass."
-)]
-struct Arguments {
-    /// required, optional or implicit [default: required]
-    #[arg(
-        long,
-        env = "IMAP_TLS_TLS",
-        hide_env = true,
-        value_enum,
-        hide_possible_values = true,
-        default_value = "required",
-        hide_default_value = true,
-        value_name = "POLICY",
-        help_heading = "TLS"
-    )]
-    tls: PolicyName,
-    /// Certificate chain in PEM form; may be repeated
-    #[arg(
-        long,
-        env = "IMAP_TLS_CERT",
-        hide_env = true,
-        value_name = "FILE",
-        value_delimiter = char::from(LIST_SEPARATOR),
-        help_heading = "TLS"
-    )]
-    cert: Vec<PathBuf>,
-    /// Private key of each --cert [default: in its file]
-    #[arg(
-        long,
-        env = "IMAP_TLS_KEY",
-        hide_env = true,
-        value_name = "FILE",
-        value_delimiter = char::from(LIST_SEPARATOR),
-        help_heading = "TLS"
-    )]
-    key: Vec<PathBuf>,
-    /// Certificates by the name that the client wants
-    #[arg(
-        long,
-        env = "IMAP_TLS_CERT_DIR",
-        hide_env = true,
-        value_name = "DIR",
-        help_heading = "TLS"
-    )]
-    cert_dir: Option<PathBuf>,
-    /// Refuse clients that want another name or none
-    #[arg(long, env = "IMAP_TLS_STRICT_SNI", hide_env = true, value_parser = FalseyValueParser::new(), help_heading = "TLS")]
-    strict_sni: bool,
-    /// Oldest version, 1.2 or 1.3 [default: 1.2]
-    #[arg(
-        long,
-        env = "IMAP_TLS_MIN_TLS",
-        hide_env = true,
-        value_name = "VERSION",
-        value_enum,
-        hide_possible_values = true,
-        default_value = "1.2",
-        hide_default_value = true,
-        help_heading = "TLS"
-    )]
-    min_tls: VersionName,
-    /// Directory or file with ticket keys, for resumption
-    #[arg(
-        long,
-        env = "IMAP_TLS_TICKET_KEYS",
-        hide_env = true,
-        value_name = "PATH",
-        help_heading = "TLS"
-    )]
-    ticket_keys: Option<PathBuf>,
-    /// OCSP response of a --cert; may be repeated
-    #[arg(
-        long,
-        env = "IMAP_TLS_OCSP",
-        hide_env = true,
-        value_name = "FILE",
-        value_delimiter = char::from(LIST_SEPARATOR),
-        help_heading = "TLS"
-    )]
-    ocsp: Vec<PathBuf>,
-    /// Authorities of client certificates, in PEM form
-    #[arg(
-        long,
-        env = "IMAP_TLS_CLIENT_CA",
-        hide_env = true,
-        value_name = "FILE",
-        help_heading = "TLS"
-    )]
-    client_ca: Option<PathBuf>,
-    /// Revocation list; may be repeated
-    #[arg(
-        long,
-        env = "IMAP_TLS_CLIENT_CRL",
-        hide_env = true,
-        value_name = "FILE",
-        value_delimiter = char::from(LIST_SEPARATOR),
-        help_heading = "TLS"
-    )]
-    client_crl: Vec<PathBuf>,
-    /// request or required [default: required]
-    #[arg(
-        long,
-        env = "IMAP_TLS_CLIENT_CERT",
-        hide_env = true,
-        value_name = "DEMAND",
-        value_enum,
-        hide_possible_values = true,
-        help_heading = "TLS"
-    )]
-    client_cert: Option<DemandName>,
-
-    /// User who reads from the network [default: imap-tls]
-    #[arg(
-        long,
-        env = "IMAP_TLS_USER",
-        hide_env = true,
-        default_value = "imap-tls",
-        hide_default_value = true,
-        value_name = "USER",
-        help_heading = "Separation"
-    )]
-    user: String,
-    /// Group of that user's process [default: its own]
-    #[arg(
-        long,
-        env = "IMAP_TLS_GROUP",
-        hide_env = true,
-        value_name = "GROUP",
-        help_heading = "Separation"
-    )]
-    group: Option<String>,
-    /// User who holds the key [default: imap-tls-keeper]
-    #[arg(
-        long,
-        env = "IMAP_TLS_KEEPER_USER",
-        hide_env = true,
-        default_value = "imap-tls-keeper",
-        hide_default_value = true,
-        value_name = "USER",
-        help_heading = "Separation"
-    )]
-    keeper_user: String,
-    /// Empty directory [default: /var/lib/imap-tls/empty]
-    #[arg(
-        long,
-        env = "IMAP_TLS_CHROOT",
-        hide_env = true,
-        default_value = "/var/lib/imap-tls/empty",
-        hide_default_value = true,
-        value_name = "DIR",
-        help_heading = "Separation"
-    )]
-    chroot: PathBuf,
-    /// Address space per process [default: 32M]
-    #[arg(long, env = "IMAP_TLS_MEMORY_LIMIT", hide_env = true, default_value = "32M", hide_default_value = true, value_name = "SIZE", value_parser = parse_size, help_heading = "Separation")]
-    memory_limit: u64,
-    /// Run as a plain user, with what protection is left
-    #[arg(
-        long,
-        env = "IMAP_TLS_UNPRIVILEGED",
-        hide_env = true,
-        value_parser = FalseyValueParser::new(),
-        help_heading = "Separation"
-    )]
-    unprivileged: bool,
-
-    /// User who runs BACKEND [default: as started]
-    #[arg(
-        long,
-        env = "IMAP_TLS_BACKEND_USER",
-        hide_env = true,
-        value_name = "USER",
-        help_heading = "Backend"
-    )]
-    backend_user: Option<String>,
-    /// Or the user that the client's certificate names
-    #[arg(long, env = "IMAP_TLS_BACKEND_USER_FROM_CERT", hide_env = true, value_parser = FalseyValueParser::new(), help_heading = "Backend")]
-    backend_user_from_cert: bool,
-    /// Use this open descriptor, start no BACKEND
-    #[arg(long, env = "IMAP_TLS_BACKEND_FD", hide_env = true, value_name = "N", value_parser = clap::value_parser!(RawFd).range(i64::from(LEAST_DESCRIPTOR)..), help_heading = "Backend")]
-    backend_fd: Option<RawFd>,
-
-    /// For the whole handshake [default: 30]
-    #[arg(long, env = "IMAP_TLS_HANDSHAKE_TIMEOUT", hide_env = true, default_value = "30", hide_default_value = true, value_name = "SECONDS", value_parser = parse_seconds, help_heading = "Limits")]
-    handshake_timeout: Duration,
-    /// Until login, in all [default: 120]
-    #[arg(long, env = "IMAP_TLS_LOGIN_TIMEOUT", hide_env = true, default_value = "120", hide_default_value = true, value_name = "SECONDS", value_parser = parse_seconds, help_heading = "Limits")]
-    login_timeout: Duration,
-
-    /// auto, stderr or syslog [default: auto]
-    #[arg(
-        long,
-        env = "IMAP_TLS_LOG",
-        hide_env = true,
-        value_enum,
-        hide_possible_values = true,
-        default_value = "auto",
-        hide_default_value = true,
-        value_name = "WHERE",
-        help_heading = "Log"
-    )]
-    log: Destination,
-    /// Log each step
-    #[arg(
-        short,
-        long,
-        env = "IMAP_TLS_VERBOSE",
-        hide_env = true,
-        value_parser = FalseyValueParser::new(),
-        conflicts_with = "quiet",
-        help_heading = "Log"
-    )]
-    verbose: bool,
-    /// Log faults only
-    #[arg(
-        short,
-        long,
-        env = "IMAP_TLS_QUIET",
-        hide_env = true,
-        value_parser = FalseyValueParser::new(),
-        help_heading = "Log"
-    )]
-    quiet: bool,
-
-    /// Examine the set-up (=json for programs) and exit
-    #[arg(long, value_enum, hide_possible_values = true, num_args = 0..=1, require_equals = true, default_missing_value = "text", value_name = "FORMAT", help_heading = "Other")]
-    check: Option<Format>,
-    /// Print this help
-    #[arg(short, long, action = ArgAction::HelpShort, help_heading = "Other")]
-    help: Option<bool>,
-
-    /// The IMAP server to start, and its arguments
-    #[arg(trailing_var_arg = true, value_name = "BACKEND", action = ArgAction::Append)]
-    backend: Vec<OsString>,
-}
-
-/// The options as clap knows them.
-pub(crate) fn command_line() -> clap::Command {
-    Arguments::command()
-}
-
-/// The environment variables that are ours, and that a backend does not get. Written out, since asking clap for them would take
-/// longer than all the rest of a start; a test compares.
-pub(crate) const OWN_VARIABLES: &[&str] = &[
-    "IMAP_TLS_BACKEND",
-    "IMAP_TLS_BACKEND_FD",
-    "IMAP_TLS_BACKEND_USER",
-    "IMAP_TLS_BACKEND_USER_FROM_CERT",
-    "IMAP_TLS_CERT",
-    "IMAP_TLS_CERT_DIR",
-    "IMAP_TLS_CHROOT",
-    "IMAP_TLS_CLIENT_CA",
-    "IMAP_TLS_CLIENT_CERT",
-    "IMAP_TLS_CLIENT_CRL",
-    "IMAP_TLS_GROUP",
-    "IMAP_TLS_HANDSHAKE_TIMEOUT",
-    "IMAP_TLS_KEEPER_USER",
-    "IMAP_TLS_KEY",
-    "IMAP_TLS_LOG",
-    "IMAP_TLS_LOGIN_TIMEOUT",
-    "IMAP_TLS_MEMORY_LIMIT",
-    "IMAP_TLS_MIN_TLS",
-    "IMAP_TLS_OCSP",
-    "IMAP_TLS_QUIET",
-    "IMAP_TLS_STRICT_SNI",
-    "IMAP_TLS_TICKET_KEYS",
-    "IMAP_TLS_TLS",
-    "IMAP_TLS_UNPRIVILEGED",
-    "IMAP_TLS_USER",
-    "IMAP_TLS_VERBOSE",
-];
 
 /// BACKEND and ARGS where a command line is awkward: one set of settings serves every superserver.
 const BACKEND_VARIABLE: &str = "IMAP_TLS_BACKEND";
@@ -567,10 +259,6 @@ impl Arguments {
     }
 }
 
-/// Between the values of an option that may be repeated, as in PATH.
-const LIST_SEPARATOR: u8 = b':';
-/// Below are standard input, output and error.
-const LEAST_DESCRIPTOR: RawFd = 3;
 /// Less than this and the program's own code and libraries do not fit.
 const MEMORY_LIMIT_LEAST: u64 = 16 << 20;
 
@@ -691,30 +379,9 @@ fn split_at_spaces(text: &OsString) -> Vec<OsString> {
         .collect()
 }
 
-/// `65536`, `64K`, `32M`, `1G`, in octets.
-fn parse_size(text: &str) -> Result<u64, String> {
-    let (digits, shift) = match text.chars().last() {
-        Some('K' | 'k') => (text.get(..text.len() - 1), 10),
-        Some('M' | 'm') => (text.get(..text.len() - 1), 20),
-        Some('G' | 'g') => (text.get(..text.len() - 1), 30),
-        _ => (Some(text), 0),
-    };
-    let number = digits.and_then(|digits| digits.parse::<u64>().ok());
-    number
-        .and_then(|number| number.checked_mul(1 << shift))
-        .ok_or_else(|| "not a size such as 32M".to_owned())
-}
-
-/// Whole seconds, at least one and at most a day: no limit may be turned off by accident.
-fn parse_seconds(text: &str) -> Result<Duration, String> {
-    match text.parse::<u64>() {
-        Ok(seconds @ 1..=86_400) => Ok(Duration::from_secs(seconds)),
-        _ => Err("not a number of seconds from 1 to 86400".to_owned()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::arguments::parse_size;
     use super::*;
 
     fn parse_words(words: &str, is_root: bool) -> Result<Options, String> {

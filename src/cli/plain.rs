@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 
-use super::{
+use super::arguments::{
     Arguments, DemandName, LEAST_DESCRIPTOR, LIST_SEPARATOR, PolicyName, VersionName,
     parse_seconds, parse_size,
 };
