@@ -4,7 +4,7 @@ use std::io::Write as _;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::time::Duration;
 
-use crate::activation::{self, Connection, Stderr};
+use crate::activation::{self, Addresses, Connection, Stderr};
 use crate::backend::{Backend, Launcher, Program};
 use crate::channel::Channel;
 use crate::check::{self, check};
@@ -109,16 +109,8 @@ fn session(
 ) -> Result<relay::Report, Error> {
     Children::expect()?;
     let mut plans = Plans::look_up(options, log)?;
-    let program = match &options.backend {
-        BackendChoice::Descriptor(_) => None,
-        BackendChoice::Program { command, user } => Some(Program::prepare(
-            command,
-            user,
-            connection.addresses.as_ref(),
-        )?),
-    };
     let trust = options.client_auth.as_ref().map(Trust::read).transpose()?;
-    let backend = start_backend(options, program.as_ref(), log)?;
+    let backend = start_backend(options, connection.addresses.as_ref(), log)?;
     plans.keeper.bounding_set = BoundingSet::empty();
     plans.network.bounding_set = plans.keeper.bounding_set;
     // Here, so that it is done once for the keeper and for us: what it takes on a virtual machine is a good part of a fork.
@@ -170,19 +162,23 @@ fn session(
 /// How long our own processes, which have nothing more to do, may take to end.
 const REAP_LIMIT: Duration = Duration::from_secs(1);
 
+/// What a program needs is not needed here any more once its launchers have it.
 fn start_backend(
     options: &Options,
-    program: Option<&Program>,
+    addresses: Option<&Addresses>,
     log: &Log,
 ) -> Result<BackendSource, Error> {
-    match (&options.backend, program) {
-        (BackendChoice::Program { .. }, Some(program)) => Ok(BackendSource::Launchers {
-            cleartext: (options.policy == Policy::Optional)
-                .then(|| Launcher::start(program, log))
-                .transpose()?,
-            secured: Launcher::start(program, log)?,
-        }),
-        (BackendChoice::Descriptor(number), _) => {
+    match &options.backend {
+        BackendChoice::Program { command, user } => {
+            let program = Program::prepare(command, user.as_deref(), addresses)?;
+            Ok(BackendSource::Launchers {
+                cleartext: (options.policy == Policy::Optional)
+                    .then(|| Launcher::start(&program, log))
+                    .transpose()?,
+                secured: Launcher::start(&program, log)?,
+            })
+        }
+        BackendChoice::Descriptor(number) => {
             let fault = |error| {
                 Error::setup(
                     format!("cannot use descriptor {number} as the backend (--backend-fd)"),
@@ -195,9 +191,6 @@ fn start_backend(
                 channel: Channel::new(descriptor, None),
                 process: None,
             }))
-        }
-        (BackendChoice::Program { .. }, None) => {
-            Err(Error::System("no program was prepared".to_owned()))
         }
     }
 }
