@@ -41,6 +41,7 @@ pub fn command_line() -> clap::Command {
 
 /// The program: serves the connection on standard input and output, and ends with the status that is handed on.
 pub fn main() -> ! {
+    sys::note_stack();
     // At once: the runtime's own clean-up makes system calls that the sandbox has no reason to allow.
     sys::exit_now(session::run())
 }

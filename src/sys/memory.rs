@@ -8,7 +8,7 @@ use std::alloc::{GlobalAlloc, Layout};
 use std::cell::UnsafeCell;
 use std::mem::MaybeUninit;
 use std::ptr::{NonNull, null_mut};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use nix::libc;
 use talc::base::{CHUNK_UNIT, Talc, binning::Binning};
@@ -188,24 +188,244 @@ fn map(size: usize) -> Option<NonNull<u8>> {
     }
 }
 
-/// Gives the kernel the pages behind the last block in use. A saving: should it fail, nothing is lost.
+/// Gives the kernel the pages that are of no use now: dead stack, and what lies behind the last block in use. A saving: should
+/// it fail, nothing is lost.
 pub(crate) fn give_back_free_memory() {
+    give_back_dead_stack();
+    give_back_free_blocks();
+}
+
+/// An address on the stack of the thread that began with `main`.
+static STACK: AtomicUsize = AtomicUsize::new(0);
+/// How deep the program's stack is at most, by far; below it the kernel leaves a gap of at least this, since it may grow.
+const STACK_DEPTH: usize = 128 * 1024;
+
+/// What a system call's wrapper may have on the stack below its caller, by far.
+const CALL: usize = 512;
+
+/// Notes where the stack is. To be called from `main`, whose stack is the one that the kernel made.
+pub(crate) fn note_stack() {
+    STACK.store(here(), Ordering::Relaxed);
+}
+
+/// An address in the caller's frame or just below.
+#[inline(never)]
+fn here() -> usize {
+    let local = 0_u8;
+    std::hint::black_box(&raw const local) as usize
+}
+
+/// A handshake leaves 40 KiB of dead stack behind, ML-KEM's matrices for the most part.
+#[inline(never)]
+fn give_back_dead_stack() {
+    let top = STACK.load(Ordering::Relaxed);
+    let here = here();
+    // Any other stack, a test's thread's for one, may have anything below it.
+    if here > top || top - here > STACK_DEPTH {
+        return;
+    }
+    let last = (here - CALL) & !(PAGE - 1);
+    let first = last - STACK_DEPTH;
+    // SAFETY: the stack grows down: nothing below the current frame and the call's is in use, and there is nothing but stack that deep.
+    unsafe {
+        libc::madvise(
+            first as *mut libc::c_void,
+            last - first,
+            libc::MADV_DONTNEED,
+        )
+    };
+}
+
+fn give_back_free_blocks() {
     let mut small = SMALL.lock();
     let Some(end) = small.source.end else { return };
     // SAFETY: `end` is the end of this heap, and is replaced by what it becomes. Nothing is in use behind that.
     unsafe {
         let top = small.reserved(end).up_to;
-        let kept = top.as_ptr().wrapping_add(CHUNK_UNIT);
-        small.source.end = small.truncate(end, kept);
-        let Some(new) = small.source.end else { return };
-        let first = (new.as_ptr() as usize).next_multiple_of(PAGE);
-        let last = (end.as_ptr() as usize).next_multiple_of(PAGE);
-        if first < last {
+        small.source.end = small.truncate(end, top.as_ptr().wrapping_add(CHUNK_UNIT));
+        if let Some(new) = small.source.end {
+            discard(
+                new.as_ptr() as usize,
+                (end.as_ptr() as usize).next_multiple_of(PAGE),
+            );
+        }
+    }
+    give_back_gaps(&mut small);
+}
+
+/// The allocator does not tell where its gaps are, but asked for the longest block again and again it gives them all away.
+fn give_back_gaps(small: &mut Talc<Growth, DefaultBinning>) {
+    let mut blocks: [Option<(NonNull<u8>, Layout)>; 16] = [None; 16];
+    let mut size = ARENA;
+    for place in &mut blocks {
+        *place = loop {
+            let Ok(layout) = Layout::from_size_align(size, CHUNK_UNIT) else {
+                break None;
+            };
+            if size < 2 * PAGE {
+                break None;
+            }
+            // SAFETY: the size is not zero.
+            if let Some(block) = unsafe { small.try_allocate(layout) } {
+                break Some((block, layout));
+            }
+            size -= PAGE;
+        };
+    }
+    for (block, layout) in blocks.into_iter().flatten() {
+        let start = block.as_ptr() as usize;
+        // SAFETY: the block is ours until it is given back. The allocator writes to a gap's ends alone, which are in the pages
+        // that are kept: a gap begins where the block does, and ends behind it.
+        unsafe {
+            discard(start + CHUNK_UNIT, start + layout.size());
+            small.deallocate(block.as_ptr(), layout);
+        }
+    }
+}
+
+/// Discards the whole pages between two addresses.
+///
+/// # Safety
+/// What is there must not be in use.
+unsafe fn discard(start: usize, end: usize) {
+    let (first, last) = (start.next_multiple_of(PAGE), end & !(PAGE - 1));
+    if first < last {
+        // SAFETY: as the caller promises.
+        unsafe {
             libc::madvise(
                 first as *mut libc::c_void,
                 last - first,
                 libc::MADV_DONTNEED,
-            );
+            )
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Numbers that look like chance and are the same each time.
+    struct Numbers(usize);
+
+    impl Numbers {
+        fn below(&mut self, limit: usize) -> usize {
+            self.0 = (self.0 * 1_103_515_245 + 12_345) % (1 << 31);
+            (self.0 >> 8) % limit
         }
+    }
+
+    struct Block {
+        start: *mut u8,
+        layout: Layout,
+        fill: u8,
+    }
+
+    impl Block {
+        fn make(size: usize, align: usize, fill: u8, zeroed: bool) -> Self {
+            let layout = Layout::from_size_align(size, align).unwrap();
+            // SAFETY: no size is zero.
+            let start = unsafe {
+                if zeroed {
+                    Allocator.alloc_zeroed(layout)
+                } else {
+                    Allocator.alloc(layout)
+                }
+            };
+            assert!(!start.is_null() && (start as usize).is_multiple_of(align));
+            let mut block = Self {
+                start,
+                layout,
+                fill: 0,
+            };
+            if zeroed {
+                block.check();
+            }
+            block.refill(fill);
+            block
+        }
+
+        fn bytes(&mut self) -> &mut [u8] {
+            // SAFETY: the block is that long, and borrowed as this is.
+            unsafe { std::slice::from_raw_parts_mut(self.start, self.layout.size()) }
+        }
+
+        fn refill(&mut self, fill: u8) {
+            self.fill = fill;
+            self.bytes().fill(fill);
+        }
+
+        fn check(&mut self) {
+            let fill = self.fill;
+            assert!(self.bytes().iter().all(|byte| *byte == fill));
+        }
+
+        fn resize(&mut self, size: usize) {
+            // SAFETY: the block was made so, and no size is zero.
+            let start = unsafe { Allocator.realloc(self.start, self.layout, size) };
+            assert!(!start.is_null());
+            let kept = self.layout.size().min(size);
+            let fill = self.fill;
+            self.start = start;
+            self.layout = Layout::from_size_align(size, self.layout.align()).unwrap();
+            assert!(self.bytes()[..kept].iter().all(|byte| *byte == fill));
+            self.refill(fill);
+        }
+
+        fn free(mut self) {
+            self.check();
+            // SAFETY: the block was made so, and ends here.
+            unsafe { Allocator.dealloc(self.start, self.layout) };
+        }
+    }
+
+    #[test]
+    fn blocks_keep_what_is_in_them_whatever_is_given_back_between() {
+        let mut numbers = Numbers(1);
+        let mut blocks = Vec::new();
+        for round in 0..20_000_usize {
+            let size = 1 + match numbers.below(40) {
+                0 => numbers.below(4 * LARGE),
+                1..4 => numbers.below(20_000),
+                _ => numbers.below(600),
+            };
+            match numbers.below(4) {
+                0 | 1 => {
+                    let align = 1 << numbers.below(6);
+                    let fill = u8::try_from(round % 255).unwrap() + 1;
+                    blocks.push(Block::make(size, align, fill, round % 3 == 0));
+                }
+                2 if !blocks.is_empty() => {
+                    let at = numbers.below(blocks.len());
+                    blocks[at].resize(size);
+                }
+                _ if !blocks.is_empty() => {
+                    let at = numbers.below(blocks.len());
+                    blocks.swap_remove(at).free();
+                }
+                _ => {}
+            }
+            // Grows beyond the arena, and shrinks to next to nothing.
+            if round % 5000 == 4999 {
+                blocks.drain(5..).for_each(Block::free);
+            }
+            if round % 50 == 0 {
+                give_back_free_memory();
+                blocks.iter_mut().for_each(Block::check);
+            }
+        }
+        blocks.into_iter().for_each(Block::free);
+        give_back_free_memory();
+        assert_eq!(pages_in_memory(), 1, "the allocator's own lists");
+    }
+
+    /// How many pages of the room are not the kernel's to give to others (mincore(2) of memory that is nobody else's).
+    fn pages_in_memory() -> usize {
+        let mut states = [0_u8; ARENA / PAGE];
+        // SAFETY: the kernel writes an octet for each page.
+        let result =
+            unsafe { libc::mincore(ROOM.0.get().cast(), ARENA, states.as_mut_ptr().cast()) };
+        assert_eq!(result, 0);
+        states.iter().filter(|state| **state & 1 != 0).count()
     }
 }
