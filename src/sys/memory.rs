@@ -24,8 +24,9 @@ const STEP: usize = 16 * 1024;
 const ARENA: usize = 512 * 1024;
 const PAGE: usize = 4096;
 
-/// Room in .bss: it takes no mapping of its own, and no memory until it is touched.
-#[repr(C, align(4096))]
+/// Room in .bss: it takes no mapping of its own, and no memory until it is touched. Not on a page's boundary, so that its first
+/// page is one with the other variables.
+#[repr(C, align(32))]
 struct Room(UnsafeCell<MaybeUninit<[u8; ARENA]>>);
 
 // SAFETY: only the arena's source hands out parts of the room, each once.
@@ -80,7 +81,9 @@ unsafe impl Source for Growth {
             Some(end) => (end.as_ptr() as usize - room as usize, 0),
             None => (0, min_first_heap_size::<DefaultBinning>()),
         };
-        let wanted = (used + overhead + needed).next_multiple_of(STEP);
+        // To a page's boundary.
+        let wanted =
+            (room as usize + used + overhead + needed).next_multiple_of(STEP) - room as usize;
         if wanted <= ARENA {
             // SAFETY: from the room's start to `wanted`, of which `used` octets are this heap already.
             talc.source.end = unsafe {
@@ -244,10 +247,7 @@ fn give_back_free_blocks() {
         let top = small.reserved(end).up_to;
         small.source.end = small.truncate(end, top.as_ptr().wrapping_add(CHUNK_UNIT));
         if let Some(new) = small.source.end {
-            discard(
-                new.as_ptr() as usize,
-                (end.as_ptr() as usize).next_multiple_of(PAGE),
-            );
+            discard(new.as_ptr() as usize, end.as_ptr() as usize);
         }
     }
     give_back_gaps(&mut small);
@@ -383,7 +383,7 @@ mod tests {
     fn blocks_keep_what_is_in_them_whatever_is_given_back_between() {
         let mut numbers = Numbers(1);
         let mut blocks = Vec::new();
-        for round in 0..20_000_usize {
+        for round in 0..6000_usize {
             let size = 1 + match numbers.below(40) {
                 0 => numbers.below(4 * LARGE),
                 1..4 => numbers.below(20_000),
@@ -406,7 +406,7 @@ mod tests {
                 _ => {}
             }
             // Grows beyond the arena, and shrinks to next to nothing.
-            if round % 5000 == 4999 {
+            if round % 1500 == 1499 {
                 blocks.drain(5..).for_each(Block::free);
             }
             if round % 50 == 0 {
@@ -416,15 +416,20 @@ mod tests {
         }
         blocks.into_iter().for_each(Block::free);
         give_back_free_memory();
-        assert_eq!(pages_in_memory(), 1, "the allocator's own lists");
+        let left = pages_in_memory();
+        assert!(
+            left <= 3,
+            "{left} pages, where the lists of free blocks need two, and the end of the arena one"
+        );
     }
 
     /// How many pages of the room are not the kernel's to give to others (mincore(2) of memory that is nobody else's).
     fn pages_in_memory() -> usize {
+        let start = ROOM.0.get().cast::<u8>();
+        let first = start.wrapping_sub(start as usize % PAGE);
         let mut states = [0_u8; ARENA / PAGE];
         // SAFETY: the kernel writes an octet for each page.
-        let result =
-            unsafe { libc::mincore(ROOM.0.get().cast(), ARENA, states.as_mut_ptr().cast()) };
+        let result = unsafe { libc::mincore(first.cast(), ARENA, states.as_mut_ptr().cast()) };
         assert_eq!(result, 0);
         states.iter().filter(|state| **state & 1 != 0).count()
     }
