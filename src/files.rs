@@ -3,8 +3,10 @@
 use std::fmt;
 use std::fs::File;
 use std::io::Read as _;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
+
+use nix::libc;
 
 use crate::error::{Error, reason};
 
@@ -85,7 +87,11 @@ pub(crate) fn read_with_mode(
     place: &Place,
     limit: u64,
 ) -> Result<(Vec<u8>, u32), Error> {
-    File::open(path)
+    // Not blocking: in the place of a file there could be a FIFO that nobody writes to.
+    File::options()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+        .open(path)
         .map_err(|error| reason(&error))
         .and_then(|file| read_open(file, limit))
         .map_err(|why| place.cannot_read(&why))
