@@ -108,7 +108,8 @@ fn check_directory(
     let mut count = 0;
     for path in entries.flatten().map(|entry| entry.path()) {
         let is_pem = path.extension().is_some_and(|extension| extension == "pem");
-        if !is_pem && !path.join("fullchain.pem").exists() {
+        // A link to nowhere counts: a client that asks for that name is not served.
+        if !is_pem && path.join("fullchain.pem").symlink_metadata().is_err() {
             continue;
         }
         let stem = if is_pem {

@@ -213,9 +213,19 @@ fn read_at(
             let (bytes, mode) = read_open(file.into(), FILE_LIMIT)?;
             check(mode).map(|()| Some(bytes))
         }
+        Err(Errno::ENOENT) if is_link(directory, path) => {
+            Err("it is a symbolic link to nowhere".to_owned())
+        }
         Err(Errno::ENOENT | Errno::ENOTDIR) => Ok(None),
         Err(error) => Err(error.desc().to_owned()),
     }
+}
+
+/// Whether there is something of that name, though nothing to be opened: somebody meant a certificate to be there, and no other
+/// may be shown in its place.
+fn is_link(directory: BorrowedFd<'_>, path: &str) -> bool {
+    let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    nix::fcntl::openat(directory, path, flags, Mode::empty()).is_ok()
 }
 
 #[cfg(test)]

@@ -84,7 +84,8 @@ pub(super) fn parse(unparsed: &Unparsed, _: &Sandboxed) -> Result<Held, Error> {
     let (chain, names) =
         parse_chain(certificate).map_err(|why| cannot_use(certificate_place, why))?;
     let is_one_file = key_place.path == certificate_place.path;
-    let key = parse_key(key, is_one_file).map_err(|why| cannot_use(key_place, why))?;
+    let key = parse_key(key, is_one_file.then_some(key_place.option))
+        .map_err(|why| cannot_use(key_place, why))?;
     // Only now, since a file that turns out to hold no key may be open to all.
     let mode = unparsed.mode.clone();
     mode.map_err(|why| cannot_use(key_place, why))?;
@@ -181,21 +182,23 @@ fn host_names(own: &X509Certificate<'_>) -> Vec<String> {
         .collect()
 }
 
-fn parse_key(pem: &[u8], is_one_file: bool) -> Result<Arc<dyn SigningKey>, String> {
+/// `shared` is the option that names the file, where that is the certificate's too.
+fn parse_key(pem: &[u8], shared: Option<&str>) -> Result<Arc<dyn SigningKey>, String> {
     let key: PrivateKeyDer<'static> = rustls_pemfile::private_key(&mut &*pem)
         .map_err(|error| format!("malformed PEM: {error}"))?
-        .ok_or_else(|| describe_no_key(pem, is_one_file))?;
+        .ok_or_else(|| describe_no_key(pem, shared))?;
     rustls::crypto::ring::sign::any_supported_type(&key).map_err(|_| {
         "neither an RSA (2048 bits or more), ECDSA P-256 or P-384 nor Ed25519 key".to_owned()
     })
 }
 
-fn describe_no_key(pem: &[u8], is_one_file: bool) -> String {
+fn describe_no_key(pem: &[u8], shared: Option<&str>) -> String {
     let is_encrypted = pem.windows(9).any(|window| window == b"ENCRYPTED");
-    match (is_encrypted, is_one_file) {
+    match (is_encrypted, shared) {
         (true, _) => "it is encrypted: imap-tls cannot ask for a passphrase, so store it in clear with mode 0600",
-        (false, true) => "no private key in PEM form (BEGIN PRIVATE KEY) in it: name the key's file with --key",
-        (false, false) => "no private key in PEM form (BEGIN PRIVATE KEY) in it",
+        (false, Some("--cert")) => "no private key in PEM form (BEGIN PRIVATE KEY) in it: name the key's file with --key",
+        (false, Some(_)) => "no private key in PEM form (BEGIN PRIVATE KEY) in it: append the certificate's key to it",
+        (false, None) => "no private key in PEM form (BEGIN PRIVATE KEY) in it",
     }
     .to_owned()
 }
