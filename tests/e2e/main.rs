@@ -21,6 +21,7 @@
 )]
 
 mod activation;
+mod certificates;
 mod check;
 mod client_cert;
 mod handshake;
@@ -51,6 +52,7 @@ fn main() -> ExitCode {
     let _run = harness::dir::begin_run();
     let tests = [
         activation::tests(),
+        certificates::tests(),
         check::tests(),
         client_cert::tests(),
         handshake::tests(),

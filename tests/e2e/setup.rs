@@ -94,7 +94,72 @@ pub const FAULTS: &[Fault] = &[
             "clock",
         ],
     },
+    Fault {
+        name: "a FIFO for a certificate",
+        breaks: |test, program| program.option("--cert", fifo(test)),
+        says: &["cannot read certificate", "(--cert): not a regular file"],
+    },
+    Fault {
+        name: "two certificates and one key",
+        breaks: |_, program| program.also("--cert", &Pki::of(Key::P384).cert),
+        says: &["--cert is given 2 times and --key 1 times"],
+    },
+    Fault {
+        name: "a certificate's file with its key that everybody can read",
+        breaks: |test, program| {
+            let pki = Pki::of(Key::P256);
+            let read = |path| std::fs::read_to_string(path).unwrap();
+            let text = read(&pki.cert) + &read(&pki.key);
+            program
+                .without("--key")
+                .option("--cert", file(test, "both.pem", &text, 0o644))
+        },
+        says: &[
+            "cannot use private key in",
+            "both.pem' (--cert): it is open to everybody (mode 0644): chmod o= it",
+        ],
+    },
+    Fault {
+        name: "two certificates with each other's keys",
+        breaks: |_, program| {
+            let (one, other) = (Pki::of(Key::P256), Pki::of(Key::P384));
+            program
+                .also("--cert", &other.cert)
+                .option("--key", &other.key)
+                .also("--key", &one.key)
+        },
+        says: &[
+            "(--key) does not go with certificate",
+            "the public keys differ",
+        ],
+    },
+    Fault {
+        name: "a certificate directory that is not there",
+        breaks: |test, program| program.option("--cert-dir", test.path("none")),
+        says: &[
+            "cannot use directory",
+            "none' (--cert-dir): No such file or directory",
+        ],
+    },
+    Fault {
+        name: "a file for a certificate directory",
+        breaks: |_, program| program.option("--cert-dir", &Pki::of(Key::P256).cert),
+        says: &["cannot use directory", "(--cert-dir): Not a directory"],
+    },
+    Fault {
+        name: "a certificate directory that others can write to",
+        breaks: |test, program| program.option("--cert-dir", directory(test, 0o777)),
+        says: &[
+            "cannot use directory",
+            "(--cert-dir): others than its owner can write to it (mode 0777): chmod go-w it",
+        ],
+    },
     // Keys.
+    Fault {
+        name: "a FIFO for a key",
+        breaks: |test, program| program.option("--key", fifo(test)),
+        says: &["cannot read private key", "(--key): not a regular file"],
+    },
     Fault {
         name: "a key that is not there",
         breaks: |test, program| program.option("--key", test.path("none.pem")),
@@ -531,6 +596,12 @@ fn place(test: &Test) -> PathBuf {
 fn file(test: &Test, name: &str, contents: &str, mode: u32) -> PathBuf {
     let path = place(test).join(name);
     write_file(&path, contents, mode);
+    path
+}
+
+fn fifo(test: &Test) -> PathBuf {
+    let path = place(test).join("fifo");
+    nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRUSR).unwrap();
     path
 }
 
