@@ -268,3 +268,6 @@ fn staple(held: &mut [Held], response: Vec<u8>) -> Result<(), String> {
 fn say(socket: &OwnedFd, message: &[u8]) -> bool {
     send(socket.as_raw_fd(), message, MsgFlags::MSG_NOSIGNAL).is_ok()
 }
+
+#[cfg(test)]
+mod tests;

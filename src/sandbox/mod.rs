@@ -32,6 +32,14 @@ pub(crate) enum Role {
 #[derive(Debug)]
 pub(crate) struct Sandboxed(());
 
+#[cfg(test)]
+impl Sandboxed {
+    /// For tests of what happens in the sandbox: they cannot give up the privileges of their whole process.
+    pub(crate) fn pretended() -> Self {
+        Self(())
+    }
+}
+
 /// Whether the capability bounding set is still to be emptied.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum BoundingSet {
