@@ -170,7 +170,7 @@ fn start_backend(
 ) -> Result<BackendSource, Error> {
     match &options.backend {
         BackendChoice::Program { command, user } => {
-            let program = Program::prepare(command, user.as_deref(), addresses)?;
+            let program = Program::prepare(command, user, addresses)?;
             Ok(BackendSource::Launchers {
                 cleartext: (options.policy == Policy::Optional)
                     .then(|| Launcher::start(&program, log))
