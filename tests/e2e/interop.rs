@@ -99,7 +99,49 @@ pub fn tests() -> Vec<Trial> {
             tls_versions,
         ),
     ]);
+    tests.push(test(
+        "interop: courier knows that there is TLS after STARTTLS, and none before",
+        COURIER,
+        courier_sees_tls,
+    ));
     tests
+}
+
+const COURIER: &[Need] = &[
+    Need::Root,
+    Need::Command("unshare", "util-linux"),
+    Need::Command("tcpserver", "ucspi-tcp"),
+    Need::Unpacked("courier/usr/lib/courier/courier/imaplogin", "courier-imap"),
+    Need::Command("openssl", "openssl"),
+];
+
+/// IMAP_TLS=1 is how Courier's own TLS tells its imaplogin, which answers with other capabilities then.
+fn courier_sees_tls(test: &Test) {
+    prepare_account(test);
+    let wrapper = prepare_courier(test);
+    let program = Program::new(test)
+        .tls("optional")
+        .env("IMAP_TLS", "1")
+        .backend(["/bin/sh", wrapper.to_str().unwrap()]);
+    let setup = courier_setup(test);
+    let server = Server::start_in(test, Superserver::Tcpserver, &program, Some(&setup));
+    let mut client = server.connect();
+    client.greeting();
+    let said = client.command("a CAPABILITY").text();
+    assert!(
+        said.contains("UIDPLUS") && !said.contains("X-OVER-TLS"),
+        "{said}"
+    );
+    client.starttls(Pki::of(Key::P256));
+    let said = client.command("b CAPABILITY").text();
+    assert!(said.contains("X-OVER-TLS"), "{said}");
+    let login = format!("c LOGIN {USER} {PASSWORD}");
+    assert!(client.command(&login).is_ok());
+    let said = client.command("d CAPABILITY").text();
+    assert!(said.contains("X-OVER-TLS"), "{said}");
+    assert!(client.command("e LOGOUT").is_ok());
+    drop(client);
+    end_courier(test, &server);
 }
 
 fn interop_test(
@@ -116,13 +158,7 @@ fn interop_test(
             Need::Command("imap4d", "mailutils-imap4d"),
             Need::Command("openssl", "openssl"),
         ],
-        Backends::Courier => &[
-            Need::Root,
-            Need::Command("unshare", "util-linux"),
-            Need::Command("tcpserver", "ucspi-tcp"),
-            Need::Unpacked("courier/usr/lib/courier/courier/imaplogin", "courier-imap"),
-            Need::Command("openssl", "openssl"),
-        ],
+        Backends::Courier => COURIER,
     };
     let all: &'static [Need] = [needs, client_needs].concat().leak();
     let policy = if name.contains("STARTTLS still") {
@@ -147,19 +183,23 @@ fn interop_test(
             let line = server.wait_log("LOGOUT");
             assert!(line.contains("127.0.0.1"), "{line}");
         }
-        eventually("the connections end", || {
-            server.sessions().is_empty().then_some(())
-        });
-        // Courier's own daemons outlive connections; gam_server comes from its file watching.
-        test.end_processes(|process| {
-            let path = process
-                .command_line()
-                .into_iter()
-                .next()
-                .unwrap_or_default();
-            path.ends_with("authdaemond") || path.ends_with("gam_server")
-        });
+        end_courier(test, &server);
     })
+}
+
+fn end_courier(test: &Test, server: &Server) {
+    eventually("the connections end", || {
+        server.sessions().is_empty().then_some(())
+    });
+    // Courier's own daemons outlive connections; gam_server comes from its file watching.
+    test.end_processes(|process| {
+        let path = process
+            .command_line()
+            .into_iter()
+            .next()
+            .unwrap_or_default();
+        path.ends_with("authdaemond") || path.ends_with("gam_server")
+    });
 }
 
 /// The server behind the program under tcpserver.
@@ -241,6 +281,7 @@ fn prepare_courier(test: &Test) -> std::path::PathBuf {
     write_file(
         &wrapper,
         "set -a\n. /etc/courier/imapd\n. /etc/courier/imapd-ssl\nIMAP_STARTTLS=NO\nIMAP_TLS_REQUIRED=0\n\
+         IMAP_CAPABILITY_TLS=\"$IMAP_CAPABILITY X-OVER-TLS\"\n\
          exec /usr/lib/courier/courier/imaplogin /usr/bin/imapd Maildir\n",
         0o755,
     );
