@@ -27,6 +27,24 @@ pub fn tests() -> Vec<Trial> {
             cleartext,
         ),
         test(
+            "handshake: openssl, gnutls and nss work in TLS 1.2 and 1.3",
+            &[
+                Need::Command("tcpserver", "ucspi-tcp"),
+                Need::Command("openssl", "openssl"),
+                Need::Command("gnutls-cli", "gnutls-bin"),
+                Need::Command("tstclnt", "libnss3-tools"),
+            ],
+            other_libraries,
+        ),
+        test(
+            "handshake: openssl 3.5 and newer meets us in X25519MLKEM768",
+            &[
+                Need::Command("tcpserver", "ucspi-tcp"),
+                Need::Python("OpenSSL", "pyopenssl"),
+            ],
+            post_quantum,
+        ),
+        test(
             "handshake: renegotiation is refused to openssl",
             openssl,
             renegotiation,
@@ -226,5 +244,135 @@ fn renegotiation(test: &Test) {
         });
         assert!(log.contains(" status 0\n"), "{log}");
         assert_eq!(log.contains("end=\"logout\""), works, "{log}");
+    }
+}
+
+fn other_libraries(test: &Test) {
+    let server = Server::start(
+        test,
+        Superserver::Tcpserver,
+        &Program::new(test).tls("implicit"),
+    );
+    let (at, port) = (
+        format!("127.0.0.1:{}", server.port),
+        server.port.to_string(),
+    );
+    let ca = pki().ca.to_str().unwrap();
+    let database = test.path("nss");
+    make_dir(&database, 0o755);
+    let database = format!("sql:{}", database.display());
+    let certutil = |arguments: &[&str]| {
+        let tool = Tool::new(test, "certutil").args(["-d", &database]);
+        tool.args(arguments).run().success()
+    };
+    certutil(&["-N", "--empty-password"]);
+    certutil(&["-A", "-n", "ca", "-t", "C,,", "-i", ca]);
+    for version in ["1.2", "1.3"] {
+        let nss = format!("tls{version}:tls{version}");
+        let gnutls = format!("NORMAL:-VERS-ALL:+VERS-TLS{version}");
+        let openssl = format!("-tls{}", version.replace('.', "_"));
+        let clients: [(&str, Vec<&str>); 3] = [
+            (
+                "openssl",
+                vec![
+                    "s_client",
+                    &openssl,
+                    "-connect",
+                    &at,
+                    "-CAfile",
+                    ca,
+                    "-verify_return_error",
+                ],
+            ),
+            (
+                "gnutls-cli",
+                vec![
+                    "--priority",
+                    &gnutls,
+                    "--x509cafile",
+                    ca,
+                    "--port",
+                    &port,
+                    "localhost",
+                ],
+            ),
+            (
+                "tstclnt",
+                vec!["-h", "127.0.0.1", "-p", &port, "-d", &database, "-V", &nss],
+            ),
+        ];
+        for (name, arguments) in clients {
+            let before = server.log().len();
+            let (running, mut client) = Tool::new(test, name).args(arguments).talk();
+            client.read_until("* OK");
+            client.read_until("\n");
+            client.send("a LOGOUT\r\n");
+            client.read_until("a OK");
+            drop((running, client));
+            let line = eventually("the session line", || {
+                let log = server.log()[before..].to_owned();
+                log.lines()
+                    .find(|line| line.contains(": session "))
+                    .map(str::to_owned)
+            });
+            assert!(
+                line.contains(&format!(" tls=TLSv{version} ")),
+                "{name}: {line}"
+            );
+            // GnuTLS prefers the groups of NIST, and asks for what it prefers.
+            let is_curve25519 = line.contains(" group=X25519");
+            let is_nist = name == "gnutls-cli" && line.contains(" group=secp256r1 ");
+            assert!(is_curve25519 || is_nist, "{name}: {line}");
+        }
+    }
+}
+
+/// pyOpenSSL brings an OpenSSL of its own, which is newer than Debian's.
+fn post_quantum(test: &Test) {
+    for policy in ["implicit", "required"] {
+        let server = Server::start(
+            test,
+            Superserver::Tcpserver,
+            &Program::new(test).tls(policy),
+        );
+        let script = format!(
+            r#"
+import socket, sys
+from OpenSSL import SSL
+plain = socket.create_connection(('127.0.0.1', {port}))
+if '{policy}' == 'required':
+    file = plain.makefile('rb')
+    assert file.readline().startswith(b'* OK')
+    plain.sendall(b'a STARTTLS\r\n')
+    assert file.readline().startswith(b'a OK')
+context = SSL.Context(SSL.TLS_CLIENT_METHOD)
+context.load_verify_locations('{ca}')
+context.set_verify(SSL.VERIFY_PEER, lambda connection, certificate, error, depth, good: good)
+tls = SSL.Connection(context, plain)
+tls.set_tlsext_host_name(b'localhost')
+tls.set_connect_state()
+tls.do_handshake()
+tls.sendall(b'b NOOP\r\n')
+said = b''
+while b'b OK' not in said:
+    said += tls.recv(1000)
+print(SSL.SSLeay_version(0).decode(), tls.get_group_name())
+tls.shutdown()
+"#,
+            port = server.port,
+            ca = pki().ca.display(),
+        );
+        let said = Tool::new(test, "python3")
+            .env("PYTHONPATH", tool::tools().unwrap().join("python"))
+            .args(["-c", &script])
+            .run()
+            .success()
+            .text();
+        assert!(said.contains("X25519MLKEM768"), "{said}");
+        let line = server.wait_log(": session ");
+        assert!(
+            line.contains(" tls=TLSv1.3 group=X25519MLKEM768 "),
+            "{line}"
+        );
     }
 }

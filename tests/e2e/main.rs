@@ -29,8 +29,10 @@ mod harness;
 mod hostile;
 mod interop;
 mod limits;
+mod ocsp;
 mod process;
 mod relay;
+mod scanners;
 mod setup;
 mod starttls;
 mod tickets;
@@ -60,6 +62,8 @@ fn main() -> ExitCode {
         interop::tests(),
         process::tests(),
         relay::tests(),
+        ocsp::tests(),
+        scanners::tests(),
         setup::tests(),
         starttls::tests(),
         limits::tests(),

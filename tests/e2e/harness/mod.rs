@@ -52,6 +52,8 @@ pub enum Need {
     Command(&'static str, &'static str),
     /// A file in the tree of unpacked packages, and its Debian package.
     Unpacked(&'static str, &'static str),
+    /// A Python module in the tree, and its package's name on PyPI.
+    Python(&'static str, &'static str),
     /// IPv6 on loopback.
     Ipv6,
     /// x86-64, whose registers the ptrace tool knows.
@@ -71,6 +73,10 @@ impl Need {
             Need::Unpacked(path, package) => (!tool::tools()
                 .is_some_and(|tree| tree.join(path).exists()))
             .then(|| format!("needs the Debian package {package} unpacked (tests/run does it)")),
+            Need::Python(module, package) => (!tool::tools()
+                .is_some_and(|tree| tree.join("python").join(module).exists())
+                || tool::find("python3").is_none())
+            .then(|| format!("needs the Python package {package} (tests/run installs it)")),
             Need::Ipv6 => std::net::TcpListener::bind("[::1]:0")
                 .is_err()
                 .then(|| "needs IPv6 on loopback".to_owned()),

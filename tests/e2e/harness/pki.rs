@@ -83,6 +83,22 @@ impl Pki {
         pki
     }
 
+    /// The authority's own key as a file beside its certificate, for what only the authority can make.
+    pub fn authority_key(&self) -> PathBuf {
+        let path = self.ca.with_file_name("ca-key.pem");
+        write_file(&path, authority().key_pair.serialize_pem(), 0o600);
+        path
+    }
+
+    /// The authority's signature, ECDSA with P-256 and SHA-256.
+    pub fn sign_as_authority(&self, bytes: &[u8]) -> Vec<u8> {
+        let random = ring::rand::SystemRandom::new();
+        let algorithm = &ring::signature::ECDSA_P256_SHA256_ASN1_SIGNING;
+        let key = authority().key_pair.serialize_der();
+        let key = ring::signature::EcdsaKeyPair::from_pkcs8(algorithm, &key, &random).unwrap();
+        key.sign(&random, bytes).unwrap().as_ref().to_vec()
+    }
+
     /// The same key in another PEM form, as a file beside `test_dir`'s other files.
     pub fn key_as(&self, format: Format, test_dir: &Path) -> PathBuf {
         let path = test_dir.join(format!("key-{format:?}.pem"));
