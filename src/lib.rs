@@ -3,8 +3,8 @@
 //! ```text
 //! superserver --exec--> imap-tls            starts privileged
 //!                         |  options, users, addresses, log
-//!                         +--fork--> keeper     reads the private key, confines itself, signs once, ends
 //!                         +--fork--> launcher   waits for one record, becomes the IMAP server (the backend)
+//!                         +--fork--> keeper     reads the private key, confines itself, signs once, ends
 //!                         v
 //!                       network process         confines itself, and only then reads the client's first byte
 //! ```

@@ -29,8 +29,12 @@ impl Identity {
     /// # Errors
     /// `Setup` if there is no such user or group, or if it is root's.
     pub(crate) fn look_up(user: &str, group: Option<&str>, option: &str) -> Result<Self, Error> {
-        let found = look_up_user(user, option)?;
         let number = user.parse().ok().map(Uid::from_raw);
+        // Two numbers say all that a look-up could.
+        let found = match (number, group) {
+            (Some(_), Some(_)) => None,
+            _ => look_up_user(user, option)?,
+        };
         let uid = found
             .as_ref()
             .map(|user| user.uid)
