@@ -732,17 +732,20 @@ fn changed_trust(test: &Test) {
 
 fn expired_meanwhile(test: &Test) {
     let ca = authority(test);
-    for version in ["1.2", "1.3"] {
-        let end = now() + 6;
-        let alice = ca.issue("alice", |params| {
-            params.not_after = (SystemTime::UNIX_EPOCH + Duration::from_secs(end)).into();
-        });
+    let program = with_tickets(test, &ca);
+    let end = now() + 6;
+    let alice = ca.issue("alice", |params| {
+        params.not_after = (SystemTime::UNIX_EPOCH + Duration::from_secs(end)).into();
+    });
+    let clients = ["1.2", "1.3"].map(|version| {
         let config = resuming(version, Some(&alice));
-        let program = with_tickets(test, &ca);
         assert_eq!(whole(&program, &config).0, "no");
-        eventually("the certificate expires", || {
-            (now() > end + 1).then_some(())
-        });
+        (version, config)
+    });
+    eventually("the certificate expires", || {
+        (now() > end + 1).then_some(())
+    });
+    for (version, config) in clients {
         let before = test.record().backends().len();
         let mut session = program.start();
         let error = handshake(&mut session, "required", &config).unwrap_err();
