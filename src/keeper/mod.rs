@@ -14,7 +14,7 @@
 //! forks the keeper before anybody reads the files, so not even a freed copy is in its memory.
 
 pub mod message;
-mod ocsp;
+pub mod ocsp;
 mod opener;
 mod process;
 mod signer;

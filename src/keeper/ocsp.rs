@@ -11,11 +11,11 @@ use x509_parser::time::ASN1Time;
 
 /// What is known of a response that may be stapled.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) struct Fresh {
+pub struct Fresh {
     /// Whether the issuer's certificate was there to verify the signature with.
-    pub(crate) is_verified: bool,
+    pub is_verified: bool,
     /// Until when clients take it, in seconds since 1970.
-    pub(crate) next_update: i64,
+    pub next_update: i64,
 }
 
 /// By how much a responder's clock may be ahead of ours, in seconds.
@@ -38,7 +38,7 @@ const SHA256_IDENTIFIER: &[u8] = &[0x60, 0x86, 0x48, 1, 0x65, 3, 4, 2, 1];
 ///
 /// # Errors
 /// Why it should not be stapled.
-pub(crate) fn check(
+pub fn check(
     response: &[u8],
     certificate: &[u8],
     issuer: Option<&[u8]>,
