@@ -21,6 +21,9 @@ pub(crate) struct Facts {
 /// Octets of [`Facts::encode`]: three numbers, two flags, a length, and room for the longest name and the client's identity.
 pub(crate) const FACTS_LENGTH: usize = 6 + 2 + 1 + NAME_LIMIT + CLIENT_LENGTH;
 
+/// Reserved by IANA, so no group's number.
+const NO_GROUP: u16 = 0;
+
 impl Facts {
     pub(super) fn new(
         version: Option<ProtocolVersion>,
@@ -31,7 +34,7 @@ impl Facts {
         Self {
             version: version.map_or(0, u16::from),
             cipher: cipher.map_or(0, u16::from),
-            group: group.map_or(0, u16::from),
+            group: group.map_or(NO_GROUP, u16::from),
             server_name: server_name.and_then(HostName::new),
             is_resumed: false,
             client: None,
@@ -120,8 +123,11 @@ impl Facts {
         }
     }
 
-    /// The key exchange group's IANA name.
+    /// The key exchange group's IANA name; `none` where no keys were exchanged, as in a resumed TLS 1.2 session.
     pub(crate) fn group(&self) -> &'static str {
+        if self.group == NO_GROUP {
+            return "none";
+        }
         match NamedGroup::from(self.group) {
             NamedGroup::X25519 => "X25519",
             NamedGroup::X25519MLKEM768 => "X25519MLKEM768",
@@ -245,6 +251,11 @@ mod tests {
         assert_eq!(facts.to_string(), format!("{line}no"));
         let resumed = facts.with_resumption(true);
         assert_eq!(resumed.to_string(), format!("{line}yes"));
+        let suite = CipherSuite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256;
+        let old = Facts::new(Some(ProtocolVersion::TLSv1_2), Some(suite), None, None);
+        let old_line =
+            "tls=TLSv1.2 group=none cipher=ECDHE-RSA-AES128-GCM-SHA256 sni=none resumed=yes";
+        assert_eq!(old.with_resumption(true).to_string(), old_line);
         for (name, escaped) in [
             ("alice", "alice"),
             ("a\" end=\"x", "a\\\" end=\\\"x"),

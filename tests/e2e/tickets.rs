@@ -445,8 +445,14 @@ fn rustls_resumes(test: &Test, version: &'static rustls::SupportedProtocolVersio
     let visits: Vec<_> = (0..4).map(|_| visit(test, &program, &offer)).collect();
     let resumed: Vec<_> = visits.iter().map(|visit| visit.is_resumed).collect();
     assert_eq!(resumed, [false, true, true, true]);
+    // A resumed TLS 1.2 session exchanges no keys (RFC 5077 section 3.1), any other does.
+    let is_new = version.version == rustls::ProtocolVersion::TLSv1_3;
     for visit in &visits {
         without_faults(&visit.log);
+        let has_group = visit.log.contains(" group=X25519MLKEM768 ")
+            || !is_new && visit.log.contains(" group=X25519 ");
+        assert_eq!(has_group, is_new || !visit.is_resumed, "{}", visit.log);
+        assert_eq!(visit.log.contains(" group=none "), !has_group);
     }
     assert_eq!(read_keys(test).len(), 1);
     let modes = [directory(test), key_file(test)]
