@@ -196,6 +196,8 @@ fn visit(test: &Test, program: &Program, offer: &TlsOffer) -> Visit {
     assert!(client.command("z LOGOUT").is_ok());
     let is_resumed = client.tls().handshake_kind() == Some(HandshakeKind::Resumed);
     assert_eq!(client.expect_end(), End::CloseNotify);
+    // Else the program would linger for its end of file.
+    session.close_client();
     assert_eq!(session.wait_code(), 0);
     let fields = session.session_line();
     assert_eq!(fields["resumed"], if is_resumed { "yes" } else { "no" });
