@@ -4,7 +4,7 @@ use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 
 use nix::sys::socket::{MsgFlags, recv, send};
 
-use super::message::{Holdings, Introduction, REQUEST_LIMIT, Reply, Request};
+use super::message::{Holdings, INTRODUCTION_LIMIT, Introduction, REQUEST_LIMIT, Reply, Request};
 use super::opener::Opener;
 use super::signing::SignRequest;
 use super::store::{self, Held, Unparsed};
@@ -35,12 +35,26 @@ pub(super) fn run(
         Ok((holdings, keeper)) => (Introduction::Ready(holdings), Some(keeper)),
         Err(error) => (Introduction::Fault(error.to_string()), None),
     };
-    let is_sent = say(socket, &introduction.encode());
+    let is_sent = say(socket, &bounded(&introduction));
     match keeper {
         Some(keeper) if is_sent => keeper.answer(socket),
         Some(_) => EXIT_TEMPORARY,
         None => EXIT_SETUP,
     }
+}
+
+/// The introduction, or a fault in its place where it is too long for a message.
+fn bounded(introduction: &Introduction) -> Vec<u8> {
+    let bytes = introduction.encode();
+    if bytes.len() <= INTRODUCTION_LIMIT {
+        return bytes;
+    }
+    let why = format!(
+        "the certificate chains (--cert) and OCSP responses (--ocsp) have {} octets together, and {INTRODUCTION_LIMIT} is the limit: \
+         name fewer, and use --cert-dir for certificates of many names",
+        bytes.len()
+    );
+    Introduction::Fault(why).encode()
 }
 
 /// What was read with privileges, and not looked at yet. Ticket keys are our own file, and no one else's to write.

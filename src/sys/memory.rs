@@ -332,7 +332,7 @@ mod tests {
                     Allocator.alloc(layout)
                 }
             };
-            assert!(!start.is_null() && (start as usize).is_multiple_of(align));
+            assert!(!start.is_null() && (start as usize) % align == 0);
             let mut block = Self {
                 start,
                 layout,
@@ -418,8 +418,9 @@ mod tests {
         give_back_free_memory();
         let left = pages_in_memory();
         assert!(
-            left <= 3,
-            "{left} pages, where the lists of free blocks need two, and the end of the arena one"
+            left <= 5,
+            "{left} pages, where the lists of free blocks need two, the end of the arena one, and each edge may share one \
+             with other variables"
         );
     }
 

@@ -82,7 +82,8 @@ fn incompatible(what: &PeerIncompatible, hello: &HelloFacts) -> String {
             too_old(hello)
         }
         PeerIncompatible::SignatureAlgorithmsExtensionRequired => {
-            "the client names no signature algorithms, which stands for SHA-1: it is too old".to_owned()
+            "the client names no signature algorithms, which stands for SHA-1: it is too old"
+                .to_owned()
         }
         PeerIncompatible::NoSignatureSchemesInCommon => {
             no_fitting_certificate(&hello.takes, &hello.certificates)
@@ -91,13 +92,21 @@ fn incompatible(what: &PeerIncompatible, hello: &HelloFacts) -> String {
         PeerIncompatible::NoCipherSuitesInCommon if !hello.takes_in_suites.is_empty() => {
             no_fitting_certificate(&hello.takes_in_suites, &hello.certificates)
         }
-        PeerIncompatible::NoCipherSuitesInCommon => {
-            "the client offers no cipher suite that we have: ECDHE with AES-GCM or ChaCha20-Poly1305".to_owned()
+        // One without groups does not know elliptic curves, so its suites are what is wrong with it.
+        PeerIncompatible::NamedGroupsExtensionRequired | PeerIncompatible::NoKxGroupsInCommon
+            if hello.groups.is_empty() =>
+        {
+            NO_SUITE.to_owned()
         }
+        PeerIncompatible::NoCipherSuitesInCommon => NO_SUITE.to_owned(),
         PeerIncompatible::KeyShareExtensionRequired
         | PeerIncompatible::NamedGroupsExtensionRequired
         | PeerIncompatible::NoKxGroupsInCommon => {
-            let offered: Vec<_> = hello.groups.iter().map(|group| format!("{group:?}")).collect();
+            let offered: Vec<_> = hello
+                .groups
+                .iter()
+                .map(|group| format!("{group:?}"))
+                .collect();
             let offered = match offered.as_slice() {
                 [] => "none".to_owned(),
                 groups => groups.join(", "),
@@ -113,6 +122,9 @@ fn incompatible(what: &PeerIncompatible, hello: &HelloFacts) -> String {
         _ => "the client and we have too little in common".to_owned(),
     }
 }
+
+const NO_SUITE: &str =
+    "the client offers no cipher suite that we have: ECDHE with AES-GCM or ChaCha20-Poly1305";
 
 /// The version's number in a TLS 1.2 hello.
 const TLS12: u16 = 0x0303;

@@ -4,6 +4,7 @@ mod alert;
 mod client_auth;
 mod client_identity;
 mod engine;
+mod expiry;
 mod facts;
 mod failure;
 mod hello;
@@ -28,6 +29,7 @@ pub(crate) use resolver::{Certified, UnknownName};
 
 use crate::host_name::HostName;
 use engine::Engine;
+use expiry::{Expiry, Noting};
 use hello::OPENING_LENGTH;
 use resolver::{Heard, Refusal, Resolver};
 use tickets::Ticketer;
@@ -90,6 +92,11 @@ fn provider() -> CryptoProvider {
     provider
 }
 
+/// Seconds since 1970.
+fn now() -> i64 {
+    UnixTime::now().as_secs().try_into().unwrap_or(i64::MAX)
+}
+
 /// Who examines client certificates, with the same cryptography as all the rest.
 ///
 /// # Errors
@@ -99,8 +106,13 @@ pub(crate) fn client_verifier(
     revocations: &[TrustFile<'_>],
     demand: ClientDemand,
 ) -> Result<Arc<dyn ClientCertVerifier>, crate::error::Error> {
-    let now = UnixTime::now().as_secs().try_into().unwrap_or(i64::MAX);
-    client_auth::verifier(authorities, revocations, demand, &Arc::new(provider()), now)
+    client_auth::verifier(
+        authorities,
+        revocations,
+        demand,
+        &Arc::new(provider()),
+        now(),
+    )
 }
 
 /// Has the provider find out what the processor can do, which it does at the first digest and remembers across fork(2).
@@ -147,18 +159,20 @@ impl Tls {
             keeper: settings.keeper.clone(),
             unknown_name: settings.unknown_name,
         });
+        let expiry = Arc::new(Expiry::default());
         let versions: &[_] = match settings.oldest_version {
             OldestVersion::Tls12 => &[&rustls::version::TLS13, &rustls::version::TLS12],
             OldestVersion::Tls13 => &[&rustls::version::TLS13],
         };
         let mut config = ServerConfig::builder_with_provider(Arc::new(provider()))
             .with_protocol_versions(versions)?
-            .with_client_cert_verifier(
-                settings
-                    .client_auth
-                    .clone()
-                    .unwrap_or(Arc::new(NoClientAuth)),
-            )
+            .with_client_cert_verifier(match &settings.client_auth {
+                Some(verifier) => Arc::new(Noting {
+                    expiry: expiry.clone(),
+                    verifier: verifier.clone(),
+                }),
+                None => Arc::new(NoClientAuth),
+            })
             .with_cert_resolver(resolver.clone());
         // Strict: a client that offers protocols and not this one is none of ours (the ALPACA attack).
         config.alpn_protocols = vec![ALPN_IMAP.to_vec()];
@@ -167,6 +181,7 @@ impl Tls {
         config.send_tls13_tickets = 0;
         if let Some(limits) = settings.tickets {
             config.ticketer = Arc::new(Ticketer {
+                expiry,
                 heard,
                 keeper: settings.keeper,
                 lifetime: limits.lifetime,
@@ -243,8 +258,8 @@ impl Tls {
         self.engine.holds_memory()
     }
 
-    /// Examines the client's certificate again where a session was resumed: its ticket says that it was good then, and it
-    /// may have expired since.
+    /// Examines the client's certificate again where a session was resumed: its ticket says that it was good then, and its
+    /// issuer's may have expired since.
     ///
     /// # Errors
     /// rustls's, as in a full handshake.

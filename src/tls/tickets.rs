@@ -6,11 +6,13 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use rustls::server::ProducesTickets;
 
 use super::AsksKeeper;
+use super::expiry::Expiry;
 use super::resolver::Heard;
 
 /// rustls's `ticketer` for one connection.
 #[derive(Debug)]
 pub(super) struct Ticketer {
+    pub(super) expiry: Arc<Expiry>,
     pub(super) heard: Arc<Heard>,
     pub(super) keeper: Arc<dyn AsksKeeper>,
     pub(super) lifetime: u32,
@@ -30,12 +32,14 @@ impl ProducesTickets for Ticketer {
 
     fn encrypt(&self, session: &[u8]) -> Option<Vec<u8>> {
         use_up(&self.seals)?;
-        self.keeper.seal(self.heard.name().as_ref(), session)
+        let session = self.expiry.seal(session);
+        self.keeper.seal(self.heard.name().as_ref(), &session)
     }
 
     fn decrypt(&self, ticket: &[u8]) -> Option<Vec<u8>> {
         use_up(&self.opens)?;
-        self.keeper.open(self.heard.name().as_ref(), ticket)
+        let opened = self.keeper.open(self.heard.name().as_ref(), ticket)?;
+        self.expiry.open(&opened)
     }
 }
 

@@ -121,7 +121,7 @@ fn words_for_openssl(test: &Test) {
         (
             &["-tls1_2", "-cipher", "AES128-SHA"],
             // RSA key exchange, for which there are no groups.
-            "it offers none (NoKxGroupsInCommon; alert sent: handshake_failure)",
+            "the client offers no cipher suite that we have: ECDHE with AES-GCM or ChaCha20-Poly1305 (NoKxGroupsInCommon; alert sent: handshake_failure)",
         ),
         (
             &["-groups", "P-521"],
