@@ -3,7 +3,7 @@
 use std::fmt;
 
 /// A host name in lower case: labels of letters, digits, `-` and `_` (real names contain it), joined by single dots. So it
-/// never contains `/`, never begins with a dot and is never empty. The first label may be `*` in a [`HostName::wildcard`].
+/// never contains `/`, never begins with a dot and is never empty. The first label may be `*` in a [`HostName::or_wildcard`].
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct HostName(String);
 

@@ -139,6 +139,8 @@ fn session(
         }
         set_up_tls(options, offer, trust.as_ref())
     });
+    // Revocation lists may be large, and have been parsed.
+    drop(trust);
     let result = tls.map(|tls| {
         let parts = Parts {
             backend,
