@@ -38,8 +38,12 @@ pub(super) fn check_keys(report: &mut Report, options: &Options, found: Option<&
     let Some(offer) = report.take("certificate and key", offer, praise) else {
         return;
     };
-    for certified in &offer.certificates {
-        check_certified(report, certified);
+    for (certified, files) in offer.certificates.iter().zip(&options.certificates) {
+        let is_one_of_many = options.certificates.len() > 1;
+        let path = files.certificate.display().to_string();
+        report.labelled(is_one_of_many.then_some(path.as_str()), |part| {
+            check_certified(part, certified);
+        });
     }
     for warning in &offer.warnings {
         report.add(Level::Warning, "tickets and OCSP", warning);
@@ -126,7 +130,11 @@ fn check_directory(
         count += 1;
         let ask = |offer: Offer| offer.keeper.certificate(&name.example());
         match ask_keeper(options, None, found, ask) {
-            Ok(Ok(Some(certified))) => check_certified(report, &certified),
+            Ok(Ok(Some(certified))) => {
+                report.labelled(Some(name.as_str()), |part| {
+                    check_certified(part, &certified);
+                });
+            }
             Ok(Ok(None)) => {
                 let text = format!("'{path}' holds no certificate for '{name}'");
                 report.add(Level::Warning, SUBJECT, text);

@@ -63,6 +63,18 @@ impl Report {
         });
     }
 
+    /// Adds what `check` finds, each with the label in front, where there are several of a kind.
+    fn labelled(&mut self, label: Option<&str>, check: impl FnOnce(&mut Self)) {
+        let mut part = Self::default();
+        check(&mut part);
+        for mut finding in part.0 {
+            if let Some(label) = label {
+                finding.text = format!("{label}: {}", finding.text);
+            }
+            self.0.push(finding);
+        }
+    }
+
     /// Takes a result apart: what went well is said with `praise`.
     fn take<T>(
         &mut self,
