@@ -281,7 +281,7 @@ fn prepare_courier(test: &Test) -> std::path::PathBuf {
     write_file(
         &wrapper,
         "set -a\n. /etc/courier/imapd\n. /etc/courier/imapd-ssl\nIMAP_STARTTLS=NO\nIMAP_TLS_REQUIRED=0\n\
-         IMAP_CAPABILITY_TLS=\"$IMAP_CAPABILITY X-OVER-TLS\"\n\
+         IMAP_CAPABILITY_TLS=\"$IMAP_CAPABILITY_TLS X-OVER-TLS\"\n\
          exec /usr/lib/courier/courier/imaplogin /usr/bin/imapd Maildir\n",
         0o755,
     );
