@@ -238,3 +238,26 @@ fn without_ticket_keys_nothing_is_sealed_or_opened() {
         .unwrap();
     Running::start(None).refuses(&open("mail.example", &ticket), "open");
 }
+
+#[test]
+fn more_certificates_than_a_message_holds_are_a_fault_that_says_so() {
+    let introduction = |length| {
+        let holding = super::super::message::Holding {
+            chain: vec![vec![0; length]],
+            ..Default::default()
+        };
+        let holdings = Holdings {
+            certificates: vec![holding],
+            ..Holdings::default()
+        };
+        Introduction::decode(&bounded(&Introduction::Ready(holdings)))
+    };
+    assert!(matches!(
+        introduction(INTRODUCTION_LIMIT / 2),
+        Some(Introduction::Ready(_))
+    ));
+    let Some(Introduction::Fault(why)) = introduction(INTRODUCTION_LIMIT) else {
+        panic!("a message that is too long");
+    };
+    assert!(why.contains("--cert-dir"), "{why}");
+}
