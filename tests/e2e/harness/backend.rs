@@ -199,7 +199,9 @@ impl Played {
 
     /// Why it stopped reading, once it did: `eof` or an error.
     pub fn end(&self) -> Option<String> {
-        fs::read_to_string(self.file("end")).ok()
+        let text = fs::read_to_string(self.file("end")).ok()?;
+        // It may be there and not written yet.
+        Some(text).filter(|text| !text.is_empty())
     }
 
     /// Waits until it has read to the end of its input and says what it found there.
