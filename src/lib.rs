@@ -18,6 +18,7 @@ mod backend;
 mod channel;
 mod check;
 mod cli;
+mod clock;
 mod error;
 mod files;
 pub mod host_name;

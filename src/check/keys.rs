@@ -3,13 +3,13 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 
 use super::{Found, Level, Report, plan};
 use crate::cli::Options;
+use crate::clock;
 use crate::error::{Error, reason};
 use crate::host_name::HostName;
 use crate::keeper::Offer;
@@ -176,11 +176,8 @@ fn check_key_file(report: &mut Report, path: &Path, found: Option<&Found<'_>>) {
 
 fn check_chain(report: &mut Report, chain: &[X509Certificate<'_>]) {
     let Some(own) = chain.first() else { return };
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs());
-    let days =
-        (own.validity().not_after.timestamp() - i64::try_from(now).unwrap_or(i64::MAX)) / 86_400;
+    let now = clock::now().unwrap_or(0);
+    let days = (own.validity().not_after.timestamp() - now) / 86_400;
     let (level, advice) = if days < RENEWAL_DAYS {
         (Level::Warning, ": renew it")
     } else {

@@ -10,6 +10,7 @@ use super::signing::SignRequest;
 use super::store::{self, Held, Unparsed};
 use super::tickets::{self, TicketKeys};
 use super::{KeeperFiles, ocsp};
+use crate::clock;
 use crate::error::{EXIT_SETUP, EXIT_TEMPORARY, Error};
 use crate::files::{FILE_LIMIT, Place, any_mode, read};
 use crate::host_name::HostName;
@@ -86,7 +87,7 @@ impl Bytes {
 }
 
 fn now() -> u64 {
-    store::now()
+    clock::now()
         .ok()
         .and_then(|seconds| seconds.try_into().ok())
         .unwrap_or(0)
@@ -263,7 +264,7 @@ fn permit(left: &mut u8) -> Result<(), Refusal> {
 
 /// Gives the response to the certificate that it is about.
 fn staple(held: &mut [Held], response: Vec<u8>) -> Result<(), String> {
-    let now = store::now()?;
+    let now = clock::now()?;
     let mut why = "there is no certificate (--cert)".to_owned();
     for held in held {
         let mut chain = held.holding.chain.iter();

@@ -2,7 +2,6 @@
 //! before they are used.
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::{CertifiedKey, SigningKey};
@@ -12,6 +11,7 @@ use x509_parser::extensions::GeneralName;
 use super::CertificateFiles;
 use super::message::{Holding, INTRODUCTION_LIMIT};
 use super::signing::SCHEMES;
+use crate::clock;
 use crate::error::Error;
 use crate::files::{FILE_LIMIT, Place, any_mode, check_mode, read, read_with_mode};
 use crate::sandbox::Sandboxed;
@@ -145,7 +145,7 @@ fn parse_chain(pem: &[u8]) -> Result<(Chain, Vec<String>), String> {
 
 /// An expired certificate is refused by every client that looks; saying so in the log is kinder (DESIGN promise 5).
 fn check_validity(own: &X509Certificate<'_>) -> Result<(), String> {
-    let now = now()?;
+    let now = clock::now()?;
     let validity = own.validity();
     if now > validity.not_after.timestamp() {
         return Err(format!("it expired on {}: renew it", validity.not_after));
@@ -157,15 +157,6 @@ fn check_validity(own: &X509Certificate<'_>) -> Result<(), String> {
         ));
     }
     Ok(())
-}
-
-/// Seconds since 1970.
-pub(super) fn now() -> Result<i64, String> {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_err(|_| "this machine's clock is before 1970")?;
-    i64::try_from(since.as_secs())
-        .map_err(|_| "this machine's clock is beyond all dates".to_owned())
 }
 
 /// The `dNSName`s of the certificate; clients look at nothing else (RFC 6125 section 6.4.4).

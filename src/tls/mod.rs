@@ -27,6 +27,7 @@ pub(crate) use client_identity::ClientIdentity;
 pub(crate) use facts::{FACTS_LENGTH, Facts};
 pub(crate) use resolver::{Certified, UnknownName};
 
+use crate::clock;
 use crate::host_name::HostName;
 use engine::Engine;
 use expiry::{Expiry, Noting};
@@ -92,9 +93,9 @@ fn provider() -> CryptoProvider {
     provider
 }
 
-/// Seconds since 1970.
+/// Seconds since 1970; where the clock cannot tell, so late that nothing is good any more.
 fn now() -> i64 {
-    UnixTime::now().as_secs().try_into().unwrap_or(i64::MAX)
+    clock::now().unwrap_or(i64::MAX)
 }
 
 /// Who examines client certificates, with the same cryptography as all the rest.

@@ -1,0 +1,15 @@
+//! The time of day, as certificates and tickets count it.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Seconds since 1970.
+///
+/// # Errors
+/// In words, if the machine's clock is set to what cannot be counted so.
+pub(crate) fn now() -> Result<i64, String> {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_err(|_| "this machine's clock is before 1970")?;
+    i64::try_from(since.as_secs())
+        .map_err(|_| "this machine's clock is beyond all dates".to_owned())
+}
