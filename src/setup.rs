@@ -18,7 +18,9 @@ pub(crate) fn start_keeper(
     plan: Plan,
 ) -> Result<KeeperClient, Error> {
     let directory = options.certificate_directory.as_deref();
-    let opener = directory.map(Opener::start).transpose()?;
+    let opener = directory
+        .map(|directory| Opener::start(directory, plan.bounding_set))
+        .transpose()?;
     let policy = match options.policy {
         Policy::Implicit => b'i',
         Policy::Optional => b'o',

@@ -23,7 +23,7 @@ use super::{receive_whole, socket_pair};
 use crate::error::{EXIT_SETUP, EXIT_TEMPORARY, Error, reason};
 use crate::files::{Place, any_mode, check_mode, read_open};
 use crate::host_name::{HostName, NAME_LIMIT};
-use crate::sandbox;
+use crate::sandbox::{self, BoundingSet};
 use crate::sys;
 
 /// The keeper's end of the way to the opener.
@@ -50,10 +50,10 @@ impl Opener {
     ///
     /// # Errors
     /// `Setup` if the directory is none, or not ours alone to write to; `System` if there is no process to be had.
-    pub(crate) fn start(path: &Path) -> Result<Self, Error> {
+    pub(crate) fn start(path: &Path, bounding_set: BoundingSet) -> Result<Self, Error> {
         let directory = open_directory(path)?;
         let (ours, theirs) = socket_pair(SockType::SeqPacket)?;
-        sys::fork_into(|| run(&theirs, &directory, path))
+        sys::fork_into(|| run(&theirs, &directory, path, bounding_set))
             .map_err(|error| Error::system("cannot start the opener", reason(&error)))?;
         Ok(Self { socket: ours })
     }
@@ -134,8 +134,8 @@ fn open_directory(path: &Path) -> Result<OwnedFd, Error> {
 }
 
 /// The opener's life; returns its exit status.
-fn run(socket: &OwnedFd, directory: &OwnedFd, path: &Path) -> u8 {
-    if sandbox::confine_opener(&[socket.as_fd(), directory.as_fd()]).is_err() {
+fn run(socket: &OwnedFd, directory: &OwnedFd, path: &Path, bounding_set: BoundingSet) -> u8 {
+    if sandbox::confine_opener(bounding_set, &[socket.as_fd(), directory.as_fd()]).is_err() {
         return EXIT_SETUP;
     }
     for _ in 0..LOOKUPS {

@@ -59,6 +59,13 @@ impl BoundingSet {
         sys::empty_capability_bounding_set();
         Self::Emptied(Emptied(()))
     }
+
+    /// Empties it unless that was done.
+    fn ensure_empty(self) {
+        if let Self::Full = self {
+            Self::empty();
+        }
+    }
 }
 
 /// Everything [`enter`] needs, looked up and opened while that was still possible.
@@ -89,9 +96,7 @@ pub(crate) struct Confinement {
 pub(crate) fn enter(role: Role, plan: Plan, kept: &[BorrowedFd<'_>]) -> Result<Sandboxed, Error> {
     // Compiled first: the filter's tables need memory, which the limits may not leave.
     let program = filter::compile(role)?;
-    if let BoundingSet::Full = plan.bounding_set {
-        BoundingSet::empty();
-    }
+    plan.bounding_set.ensure_empty();
     if let Some(Confinement { identity, root }) = plan.confinement {
         change_root(root.as_fd())?;
         drop(root);
@@ -112,9 +117,12 @@ pub(crate) fn enter(role: Role, plan: Plan, kept: &[BorrowedFd<'_>]) -> Result<S
 ///
 /// # Errors
 /// `System` at the first step that fails. The process must not serve then.
-pub(crate) fn confine_opener(kept: &[BorrowedFd<'_>]) -> Result<(), Error> {
+pub(crate) fn confine_opener(
+    bounding_set: BoundingSet,
+    kept: &[BorrowedFd<'_>],
+) -> Result<(), Error> {
     let program = filter::compile(Role::Opener)?;
-    sys::empty_capability_bounding_set();
+    bounding_set.ensure_empty();
     sys::keep_file_reading_capability()
         .map_err(|error| Error::system("cannot give up capabilities", reason(&error)))?;
     limits::close_all_but(kept)?;

@@ -55,9 +55,9 @@ pub(in crate::keeper) struct Loaded {
 ///
 /// Takes no longer than [`PATIENCE`] and a few system calls, whatever other processes do.
 pub(in crate::keeper) fn load(path: &Path, now: u64) -> Loaded {
-    let (keys, faults) = match Place::open(path) {
-        Ok(Place::Directory(directory)) => load_rotating(directory, now),
-        Ok(Place::File(file)) => match load_fixed(file) {
+    let (keys, faults) = match Named::open(path) {
+        Ok(Named::Directory(directory)) => load_rotating(directory, now),
+        Ok(Named::File(file)) => match load_fixed(file) {
             Ok(keys) => (Some(keys), vec![]),
             Err(why) => (None, vec![why]),
         },
@@ -71,12 +71,12 @@ pub(in crate::keeper) fn load(path: &Path, now: u64) -> Loaded {
 }
 
 /// What `--ticket-keys` names.
-enum Place {
+enum Named {
     Directory(OwnedFd),
     File(File),
 }
 
-impl Place {
+impl Named {
     /// Opens what is at `path`, or makes a directory there: /run is empty after a boot.
     fn open(path: &Path) -> Result<Self, String> {
         let opened = match open(path, READING, Mode::empty()) {
