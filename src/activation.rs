@@ -1,4 +1,5 @@
-//! What the superserver hands over: descriptors 0 and 1, or one in `LISTEN_FDS` -> [`Connection`], with its addresses.
+//! What the superserver hands over: descriptors 0 and 1, or one in `LISTEN_FDS` -> [`Connection`], with its addresses; or
+//! sockets to listen on.
 
 use std::fmt;
 use std::io;
@@ -6,7 +7,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::libc;
-use nix::sys::socket::{SockaddrStorage, getpeername, getsockname, setsockopt, sockopt};
+use nix::sys::socket::{
+    SockaddrStorage, getpeername, getsockname, getsockopt, setsockopt, sockopt,
+};
 
 use crate::channel::{Channel, is_pipe, is_socket};
 use crate::error::{Error, reason};
@@ -88,36 +91,71 @@ fn is_dev_null(fd: BorrowedFd<'_>) -> bool {
     }
 }
 
-impl Connection {
-    /// Takes the connection and leaves /dev/null on descriptors 0 and 1.
+/// What there is to serve.
+pub(crate) enum Activation {
+    /// One client.
+    Connection(Connection),
+    /// Sockets on which clients arrive (systemd's `Accept=no`): there may be none, where we open our own.
+    Listening(Vec<OwnedFd>),
+}
+
+impl Activation {
+    /// Takes what was handed over and leaves /dev/null on descriptors 0 and 1. With `listens`, these are not looked at.
     ///
     /// # Errors
     /// `Setup` if what was handed over is no connection, `System` if a descriptor cannot be had.
-    pub(crate) fn take() -> Result<Self, Error> {
-        let channel = match take_inherited()? {
+    pub(crate) fn take(listens: bool) -> Result<Self, Error> {
+        let mut inherited = take_inherited()?;
+        let is_listening = |socket: &OwnedFd| getsockopt(socket, sockopt::AcceptConn) == Ok(true);
+        let listening = inherited
+            .iter()
+            .filter(|socket| is_listening(socket))
+            .count();
+        if listening != inherited.len() && (listening > 0 || listens || inherited.len() > 1) {
+            return Err(Error::Setup(
+                "LISTEN_FDS: there is a connection among several descriptors: either one connection or listening sockets are passed on"
+                    .to_owned(),
+            ));
+        }
+        if listens || listening > 0 {
+            put_null_on_standard()?;
+            return Ok(Self::Listening(inherited));
+        }
+        let channel = match inherited.pop() {
             Some(socket) => Channel::new(socket, None),
             None => take_standard()?,
         };
-        let null =
-            dev_null().map_err(|error| Error::system("cannot open /dev/null", reason(&error)))?;
-        nix::unistd::dup2_stdin(&null)
-            .and_then(|()| nix::unistd::dup2_stdout(&null))
-            .map_err(|error| {
-                Error::system(
-                    "cannot put /dev/null on standard input and output",
-                    error.desc(),
-                )
-            })?;
+        put_null_on_standard()?;
+        Ok(Self::Connection(Connection::of(channel)))
+    }
+}
+
+fn put_null_on_standard() -> Result<(), Error> {
+    let null =
+        dev_null().map_err(|error| Error::system("cannot open /dev/null", reason(&error)))?;
+    nix::unistd::dup2_stdin(&null)
+        .and_then(|()| nix::unistd::dup2_stdout(&null))
+        .map_err(|error| {
+            Error::system(
+                "cannot put /dev/null on standard input and output",
+                error.desc(),
+            )
+        })
+}
+
+impl Connection {
+    /// The connection on this channel.
+    pub(crate) fn of(channel: Channel) -> Self {
         let kind = match channel.input() {
             Some(input) if is_socket(input) => prepare_socket(input),
             _ => Kind::Pipe,
         };
         let addresses = channel.input().and_then(addresses);
-        Ok(Self {
+        Self {
             channel,
             addresses,
             kind,
-        })
+        }
     }
 }
 
@@ -135,33 +173,21 @@ fn nodelay(socket: BorrowedFd<'_>) -> nix::Result<()> {
     setsockopt(&socket, sockopt::TcpNoDelay, &true)
 }
 
-/// A connected socket in `LISTEN_FDS`: systemd's `Accept=yes` without `StandardInput=socket`.
-fn take_inherited() -> Result<Option<OwnedFd>, Error> {
+/// What is in `LISTEN_FDS`: a connected socket (systemd's `Accept=yes` without `StandardInput=socket`), or listening ones.
+fn take_inherited() -> Result<Vec<OwnedFd>, Error> {
     let mut inherited = listenfd::ListenFd::from_env();
     let fault = |text: &str| Error::Setup(format!("LISTEN_FDS: {text}"));
-    match inherited.len() {
-        0 => return Ok(None),
-        1 => {}
-        _ => {
-            return Err(fault(
-                "more than one descriptor was passed on, but a connection is one",
-            ));
+    let mut taken = Vec::new();
+    for place in 0..inherited.len() {
+        let number = inherited
+            .take_raw_fd(place)
+            .map_err(|error| fault(&error.to_string()))?;
+        if let Some(number) = number {
+            let socket = sys::own_descriptor(number).map_err(|error| fault(&reason(&error)))?;
+            taken.push(sys::duplicate(socket.as_fd()).map_err(|error| fault(&reason(&error)))?);
         }
     }
-    let number = inherited
-        .take_raw_fd(0)
-        .map_err(|error| fault(&error.to_string()))?;
-    let Some(number) = number else {
-        return Ok(None);
-    };
-    let inherited = sys::own_descriptor(number).map_err(|error| fault(&reason(&error)))?;
-    let socket = sys::duplicate(inherited.as_fd()).map_err(|error| fault(&reason(&error)))?;
-    if nix::sys::socket::getsockopt(&socket, sockopt::AcceptConn) == Ok(true) {
-        return Err(fault(
-            "the socket is listening: set Accept=yes in the socket unit",
-        ));
-    }
-    Ok(Some(socket))
+    Ok(taken)
 }
 
 fn take_standard() -> Result<Channel, Error> {
@@ -173,9 +199,9 @@ fn take_standard() -> Result<Channel, Error> {
             )));
         }
     }
-    if nix::sys::socket::getsockopt(&stdin, sockopt::AcceptConn) == Ok(true) {
+    if getsockopt(&stdin, sockopt::AcceptConn) == Ok(true) {
         return Err(Error::Setup(
-            "standard input is a listening socket: 'nowait' in inetd, 'wait = no' in xinetd or Accept=yes in systemd is needed"
+            "standard input is a listening socket: 'nowait' in inetd, 'wait = no' in xinetd, Accept=yes in systemd, or a unit without StandardInput=socket is needed"
                 .to_owned(),
         ));
     }
@@ -207,7 +233,7 @@ fn addresses(socket: BorrowedFd<'_>) -> Option<Addresses> {
 }
 
 /// As std sees it, with IPv4-mapped IPv6 as plain IPv4 (RFC 4291 section 2.5.5.2): logs and access lists know one form.
-fn inet(address: &SockaddrStorage) -> Option<SocketAddr> {
+pub(crate) fn inet(address: &SockaddrStorage) -> Option<SocketAddr> {
     if let Some(v4) = address.as_sockaddr_in() {
         return Some(SocketAddr::new(IpAddr::V4(v4.ip()), v4.port()));
     }

@@ -58,11 +58,7 @@ impl Program {
     ///
     /// # Errors
     /// `Setup` if it is not there or cannot be executed, or its user is unknown.
-    pub(crate) fn prepare(
-        command: &[OsString],
-        user: &BackendUserChoice,
-        addresses: Option<&Addresses>,
-    ) -> Result<Self, Error> {
+    pub(crate) fn prepare(command: &[OsString], user: &BackendUserChoice) -> Result<Self, Error> {
         let user = match user {
             BackendUserChoice::AsStarted => User::AsStarted,
             BackendUserChoice::Named(name) => User::Known(BackendUser::look_up(name)?),
@@ -74,10 +70,9 @@ impl Program {
             .iter()
             .map(|argument| c_string(argument.as_bytes()))
             .collect::<Result<_, _>>()?;
-        let environment = environment(addresses)?;
         Ok(Self {
             arguments,
-            environment,
+            environment: environment()?,
             path: c_string(path.as_os_str().as_bytes())?,
             user,
         })
@@ -129,32 +124,12 @@ fn check_program(path: &Path) -> Result<(), String> {
     }
 }
 
-/// What the superserver's environment keeps, less what is ours or could deceive the backend, plus the connection's addresses.
-fn environment(addresses: Option<&Addresses>) -> Result<Vec<CString>, Error> {
-    let mut variables: Vec<(OsString, OsString)> = std::env::vars_os()
+/// What the superserver's environment keeps, less what is ours or could deceive the backend.
+fn environment() -> Result<Vec<CString>, Error> {
+    std::env::vars_os()
         .filter(|(name, _)| {
             !is_removed(name.as_bytes()) && !OWN_VARIABLES.iter().any(|own| name == own)
         })
-        .collect();
-    let mut set = |name: &str, value: OsString| {
-        variables.retain(|(other, _)| other != name);
-        variables.push((name.into(), value));
-    };
-    if let Some(Addresses { local, peer }) = addresses {
-        for (name, value) in [
-            ("PROTO", "TCP".to_owned()),
-            ("REMOTE_ADDR", peer.ip().to_string()),
-            ("REMOTE_PORT", peer.port().to_string()),
-            ("TCPLOCALIP", local.ip().to_string()),
-            ("TCPLOCALPORT", local.port().to_string()),
-            ("TCPREMOTEIP", peer.ip().to_string()),
-            ("TCPREMOTEPORT", peer.port().to_string()),
-        ] {
-            set(name, value.into());
-        }
-    }
-    variables
-        .iter()
         .map(|(name, value)| variable(name.as_bytes(), value.as_bytes()))
         .collect()
 }
@@ -163,7 +138,34 @@ fn variable(name: &[u8], value: &[u8]) -> Result<CString, Error> {
     c_string(&[name, b"=", value].concat())
 }
 
-/// As login(1) sets them, in the place of those that the superserver had.
+/// Sets a variable, in the place of the superserver's.
+fn set(environment: &mut Vec<CString>, name: &str, value: &[u8]) {
+    environment.retain(|other| {
+        other
+            .as_bytes()
+            .strip_prefix(name.as_bytes())
+            .is_none_or(|rest| !rest.starts_with(b"="))
+    });
+    // No value that is set here contains a zero octet: they are addresses, and what passwd(5) says.
+    environment.extend(variable(name.as_bytes(), value).ok());
+}
+
+/// The connection, as UCSPI and as systemd and CGI have it.
+fn set_addresses(environment: &mut Vec<CString>, Addresses { local, peer }: &Addresses) {
+    for (name, value) in [
+        ("PROTO", "TCP".to_owned()),
+        ("REMOTE_ADDR", peer.ip().to_string()),
+        ("REMOTE_PORT", peer.port().to_string()),
+        ("TCPLOCALIP", local.ip().to_string()),
+        ("TCPLOCALPORT", local.port().to_string()),
+        ("TCPREMOTEIP", peer.ip().to_string()),
+        ("TCPREMOTEPORT", peer.port().to_string()),
+    ] {
+        set(environment, name, value.as_bytes());
+    }
+}
+
+/// As login(1) sets them.
 fn set_user(environment: &mut Vec<CString>, user: &BackendUser) {
     for (name, value) in [
         ("HOME", &user.home),
@@ -171,14 +173,7 @@ fn set_user(environment: &mut Vec<CString>, user: &BackendUser) {
         ("SHELL", &user.shell),
         ("USER", &user.name),
     ] {
-        environment.retain(|other| {
-            other
-                .as_bytes()
-                .strip_prefix(name.as_bytes())
-                .is_none_or(|rest| !rest.starts_with(b"="))
-        });
-        // Neither a name nor a value from passwd(5) contains a zero octet.
-        environment.extend(variable(name.as_bytes(), value.as_bytes()).ok());
+        set(environment, name, value.as_bytes());
     }
 }
 
@@ -233,17 +228,21 @@ impl Launcher {
     ///
     /// # Errors
     /// `System` if there is no process or socket to be had.
-    pub(crate) fn start(program: &Program, log: &Log) -> Result<Self, Error> {
+    pub(crate) fn start(
+        program: &Program,
+        addresses: Option<&Addresses>,
+        log: &Log,
+    ) -> Result<Self, Error> {
         let pair = |kind| {
             socketpair(AddressFamily::Unix, kind, None, SockFlag::SOCK_CLOEXEC)
                 .map_err(|error| Error::system("cannot make the backend's socket", error.desc()))
         };
         let (ours, theirs) = pair(SockType::Stream)?;
         let (control, controlled) = pair(SockType::SeqPacket)?;
-        let process =
-            sys::fork_into(|| launch(program, log, &controlled, &theirs)).map_err(|error| {
-                Error::system("cannot start the backend's launcher", reason(&error))
-            })?;
+        let launch = || launch(program, addresses, log, &controlled, &theirs);
+        let process = sys::fork_into(launch).map_err(|error| {
+            Error::system("cannot start the backend's launcher", reason(&error))
+        })?;
         Ok(Self {
             channel: Channel::new(ours, None),
             control,
@@ -272,7 +271,13 @@ impl Launcher {
 }
 
 /// The launcher's life: it waits, with privileges, for one record of fixed size, and becomes the backend or ends.
-fn launch(program: &Program, log: &Log, control: &OwnedFd, socket: &OwnedFd) -> u8 {
+fn launch(
+    program: &Program,
+    addresses: Option<&Addresses>,
+    log: &Log,
+    control: &OwnedFd,
+    socket: &OwnedFd,
+) -> u8 {
     let mut kept = vec![control.as_fd(), socket.as_fd()];
     kept.extend(log.descriptor());
     if close_all_but(&kept).is_err() {
@@ -286,16 +291,21 @@ fn launch(program: &Program, log: &Log, control: &OwnedFd, socket: &OwnedFd) -> 
             Err(_) => return EXIT_TEMPORARY,
         }
     };
-    match (length, &record) {
+    let facts = match (length, &record) {
         // Released without having been needed: no TLS, no backend.
-        (0, _) => 0,
-        (RECORD_LENGTH, [GO_CLEARTEXT, ..]) => become_backend(program, log, socket, None),
+        (0, _) => return 0,
+        (RECORD_LENGTH, [GO_CLEARTEXT, ..]) => None,
         (RECORD_LENGTH, [GO_TLS, facts @ .., _]) => match Facts::decode(facts) {
-            Some(facts) => become_backend(program, log, socket, Some(&facts)),
-            None => refuse_record(log),
+            Some(facts) => Some(facts),
+            None => return refuse_record(log),
         },
-        _ => refuse_record(log),
+        _ => return refuse_record(log),
+    };
+    let mut environment = program.environment.clone();
+    if let Some(addresses) = addresses {
+        set_addresses(&mut environment, addresses);
     }
+    become_backend(program, environment, log, socket, facts.as_ref())
 }
 
 fn refuse_record(log: &Log) -> u8 {
@@ -303,8 +313,13 @@ fn refuse_record(log: &Log) -> u8 {
     EXIT_TEMPORARY
 }
 
-fn become_backend(program: &Program, log: &Log, socket: &OwnedFd, facts: Option<&Facts>) -> u8 {
-    let mut environment = program.environment.clone();
+fn become_backend(
+    program: &Program,
+    mut environment: Vec<CString>,
+    log: &Log,
+    socket: &OwnedFd,
+    facts: Option<&Facts>,
+) -> u8 {
     environment.extend(facts.map(tls_environment).unwrap_or_default());
     let prepared = choose_user(program, facts)
         .and_then(|user| {

@@ -1,7 +1,9 @@
 //! Arguments and `IMAP_TLS_*` variables -> [`Options`]; every check that needs no file is here, so no half-valid Options exists.
 
 mod arguments;
+mod listener;
 mod plain;
+mod settings;
 
 use std::ffi::OsString;
 use std::os::fd::RawFd;
@@ -12,6 +14,7 @@ use std::time::Duration;
 use clap::Parser as _;
 
 pub(crate) use arguments::{OWN_VARIABLES, command_line};
+pub(crate) use listener::{ListenAddress, Listening, Prefixes, Refusal};
 
 use arguments::{Arguments, DemandName, PolicyName, VersionName};
 
@@ -33,6 +36,7 @@ pub(crate) struct Options {
     pub(crate) client_auth: Option<ClientAuth>,
     pub(crate) destination: Destination,
     pub(crate) handshake_timeout: Duration,
+    pub(crate) listening: Listening,
     pub(crate) login_timeout: Duration,
     /// In octets of address space, for the network process and for the keeper.
     pub(crate) memory_limit: u64,
@@ -106,19 +110,41 @@ pub(crate) enum Request {
     Show(String),
 }
 
-/// Reads the command line and the environment.
-///
-/// # Errors
-/// `Usage`, with a text that names the option.
-pub(crate) fn parse(
-    arguments: impl Iterator<Item = OsString>,
+/// Where options come from: the command line, the environment, and the file that either may name. It can be read again.
+#[derive(Debug)]
+pub(crate) struct Source {
+    arguments: Vec<OsString>,
+    /// The variables that are in the environment because the file set them.
+    applied: Vec<String>,
     is_root: bool,
-) -> Result<Request, Error> {
+}
+
+impl Source {
+    pub(crate) fn new(arguments: impl Iterator<Item = OsString>, is_root: bool) -> Self {
+        Self {
+            arguments: arguments.collect(),
+            applied: Vec::new(),
+            is_root,
+        }
+    }
+
+    /// Reads all there is.
+    ///
+    /// # Errors
+    /// `Usage`, with a text that names the option; `Setup` if the file of settings cannot be read.
+    pub(crate) fn read(&mut self) -> Result<Request, Error> {
+        match settings::apply(&self.arguments, &mut self.applied) {
+            Ok(()) => parse(&self.arguments, self.is_root),
+            Err(error) => refuse(&self.arguments, error),
+        }
+    }
+}
+
+fn parse(arguments: &[OsString], is_root: bool) -> Result<Request, Error> {
     use clap::error::ErrorKind::{DisplayHelp, DisplayVersion};
-    let arguments: Vec<OsString> = arguments.collect();
-    let parsed = match plain::read(&arguments, |name| std::env::var_os(name)) {
+    let parsed = match plain::read(arguments, |name| std::env::var_os(name)) {
         Some(parsed) => Ok(parsed),
-        None => Arguments::try_parse_from(&arguments),
+        None => Arguments::try_parse_from(arguments),
     };
     match parsed {
         Ok(parsed) => match (parsed.check, parsed.validate(is_root).map(Box::new)) {
@@ -128,13 +154,15 @@ pub(crate) fn parse(
         Err(error) if matches!(error.kind(), DisplayHelp | DisplayVersion) => {
             Ok(Request::Show(error.to_string()))
         }
-        Err(error) => {
-            let error = Error::Usage(one_line(&error.to_string()));
-            match check_format(&arguments) {
-                Some(format) => Ok(Request::Check(Err(error), format)),
-                None => Err(error),
-            }
-        }
+        Err(error) => refuse(arguments, Error::Usage(one_line(&error.to_string()))),
+    }
+}
+
+/// What is wrong with options belongs into the report, where one is asked for.
+fn refuse(arguments: &[OsString], error: Error) -> Result<Request, Error> {
+    match check_format(arguments) {
+        Some(format) => Ok(Request::Check(Err(error), format)),
+        None => Err(error),
     }
 }
 
@@ -231,6 +259,7 @@ impl Arguments {
             client_auth,
             destination: self.log,
             handshake_timeout: self.handshake_timeout,
+            listening: self.listener.into(),
             login_timeout: self.login_timeout,
             memory_limit: self.memory_limit,
             ocsp: self.ocsp,
@@ -386,7 +415,8 @@ mod tests {
 
     fn parse_words(words: &str, is_root: bool) -> Result<Options, String> {
         let words = format!("imap-tls {words}");
-        match parse(words.split_whitespace().map(OsString::from), is_root) {
+        let words: Vec<OsString> = words.split_whitespace().map(OsString::from).collect();
+        match parse(&words, is_root) {
             Ok(Request::Serve(options)) => Ok(*options),
             Ok(Request::Check(..)) => Err("--check".to_owned()),
             Ok(Request::Show(text)) => Err(text),

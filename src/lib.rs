@@ -9,7 +9,9 @@
 //!                       network process         confines itself, and only then reads the client's first byte
 //! ```
 //!
-//! The modules, in the order in which data flows: `cli` -> `session` -> `activation` -> `backend` and `keeper` -> `sandbox` ->
+//! Without a superserver, the listener accepts connections itself and forks for each; one keeper then serves all of them.
+//!
+//! The modules, in the order in which data flows: `cli` -> `program` -> (`listener`, `service` ->) `session` -> `activation` -> `backend` and `keeper` -> `sandbox` ->
 //! `relay` -> `imap`, `tls`; with `channel`, `sys`, `log` and `error` underneath. The library exists for the program, its
 //! tests and its fuzz targets; it promises no stable interface.
 
@@ -24,9 +26,12 @@ mod files;
 pub mod host_name;
 pub mod imap;
 pub mod keeper;
+mod listener;
 mod log;
+mod program;
 mod relay;
 mod sandbox;
+mod service;
 mod session;
 mod setup;
 mod sys;
@@ -44,5 +49,5 @@ pub fn command_line() -> clap::Command {
 pub fn main() -> ! {
     sys::note_stack();
     // At once: the runtime's own clean-up makes system calls that the sandbox has no reason to allow.
-    sys::exit_now(session::run())
+    sys::exit_now(program::run())
 }

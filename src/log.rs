@@ -6,6 +6,7 @@
 use std::fmt;
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
 
 use nix::libc;
 use nix::poll::PollFlags;
@@ -45,11 +46,11 @@ enum Severity {
     Debug = 7,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Sink {
     Nowhere,
     Stderr { priorities: bool },
-    Syslog(OwnedFd),
+    Syslog(Rc<OwnedFd>),
 }
 
 /// The open log. Lines start with the client's address once it is known.
@@ -83,7 +84,7 @@ impl Log {
             Destination::Auto | Destination::Stderr if is_stderr_usable => stderr(),
             Destination::Auto | Destination::Stderr | Destination::Syslog => match connect_syslog()
             {
-                Ok(socket) => Sink::Syslog(socket),
+                Ok(socket) => Sink::Syslog(Rc::new(socket)),
                 Err(_) if is_stderr_usable => stderr(),
                 Err(_) => Sink::Nowhere,
             },
@@ -94,6 +95,21 @@ impl Log {
             subject: "imap-tls".to_owned(),
             verbosity,
         }
+    }
+
+    /// The same log for a connection that is served by this process, and not by the one that opened it.
+    pub(crate) fn for_connection(&self, subject: &impl fmt::Display) -> Self {
+        Self {
+            process: std::process::id(),
+            sink: self.sink.clone(),
+            subject: subject.to_string(),
+            verbosity: self.verbosity,
+        }
+    }
+
+    /// From now on this much is said.
+    pub(crate) fn set_verbosity(&mut self, verbosity: Verbosity) {
+        self.verbosity = verbosity;
     }
 
     /// From now on lines start with the client's address.
@@ -172,7 +188,7 @@ impl Log {
             Sink::Syslog(socket) => {
                 let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
                 let _ = nix::sys::socket::send(
-                    std::os::fd::AsRawFd::as_raw_fd(socket),
+                    std::os::fd::AsRawFd::as_raw_fd(&**socket),
                     line.as_bytes(),
                     flags,
                 );

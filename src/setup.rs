@@ -1,12 +1,135 @@
-//! From options to a keeper and to what TLS is like: the same steps for a session and for `--check`.
+//! From options to what a connection needs - users, backend, keeper, TLS: the same steps for a session, for the listener and for
+//! `--check`.
 
-use crate::cli::Options;
-use crate::error::Error;
+use std::os::fd::{AsFd as _, RawFd};
+
+use crate::activation::Addresses;
+use crate::backend::{Backend, Launcher, Program};
+use crate::channel::Channel;
+use crate::cli::{BackendChoice, Options, Separation};
+use crate::error::{Error, reason};
 use crate::imap::Policy;
-use crate::keeper::{self, KeeperClient, KeeperFiles, Offer, Opener};
-use crate::sandbox::Plan;
-use crate::tls::{Settings, TicketLimits, Tls};
+use crate::keeper::{self, KeeperClient, KeeperFiles, Lookups, Offer, Opener, SharedKeeper};
+use crate::log::Log;
+use crate::relay::BackendSource;
+use crate::sandbox::{self, BoundingSet, Confinement, FEW_DESCRIPTORS, FileGrowth, Identity, Plan};
+use crate::sys;
+use crate::tls::{Settings, TicketLimits, TlsServer};
 use crate::trust::Trust;
+
+/// How each of the confined processes is to be confined.
+pub(crate) struct Plans {
+    pub(crate) keeper: Plan,
+    pub(crate) network: Plan,
+}
+
+impl Plans {
+    /// Looks users up and opens the directory.
+    ///
+    /// # Errors
+    /// `Setup`, naming the option.
+    pub(crate) fn look_up(options: &Options, log: &Log) -> Result<Self, Error> {
+        let growth = if log.is_regular_file() {
+            FileGrowth::Allowed
+        } else {
+            FileGrowth::Forbidden
+        };
+        let plan = |confinement, file_growth| Plan {
+            bounding_set: BoundingSet::Full,
+            confinement,
+            descriptors: FEW_DESCRIPTORS,
+            file_growth,
+            memory_limit: options.memory_limit,
+        };
+        match &options.separation {
+            Separation::Unprivileged => {
+                log.warning(
+                    "unprivileged: no chroot, and no users of their own for the network process, the keeper and the backend",
+                );
+                Ok(Self {
+                    keeper: plan(None, FileGrowth::Forbidden),
+                    network: plan(None, growth),
+                })
+            }
+            Separation::Full {
+                chroot,
+                group,
+                keeper_user,
+                user,
+            } => {
+                let network = Identity::look_up(user, group.as_deref(), "--user")?;
+                let keeper = Identity::look_up(keeper_user, None, "--keeper-user")?;
+                sandbox::check_distinct(network, keeper)?;
+                let root = sandbox::open_root(chroot)?;
+                let copy = sys::duplicate(root.as_fd())
+                    .map_err(|error| Error::system("cannot copy a descriptor", reason(&error)))?;
+                let confinement = |identity, root| Some(Confinement { identity, root });
+                Ok(Self {
+                    keeper: plan(confinement(keeper, copy), FileGrowth::Forbidden),
+                    network: plan(confinement(network, root), growth),
+                })
+            }
+        }
+    }
+}
+
+/// What becomes the backend of a connection, looked up and ready.
+pub(crate) enum PreparedBackend {
+    /// `--backend-fd`.
+    Descriptor(RawFd),
+    Program(Program),
+}
+
+impl PreparedBackend {
+    /// Looks up what can be looked up before there is a client.
+    ///
+    /// # Errors
+    /// `Setup`, naming the option.
+    pub(crate) fn prepare(choice: &BackendChoice) -> Result<Self, Error> {
+        match choice {
+            BackendChoice::Descriptor(number) => Ok(Self::Descriptor(*number)),
+            BackendChoice::Program { command, user } => {
+                Program::prepare(command, user).map(Self::Program)
+            }
+        }
+    }
+
+    /// For one connection: the launchers are forked.
+    ///
+    /// # Errors
+    /// `Setup` if the descriptor cannot be used, `System` if there are no processes to be had.
+    pub(crate) fn start(
+        &self,
+        policy: Policy,
+        addresses: Option<&Addresses>,
+        log: &Log,
+    ) -> Result<BackendSource, Error> {
+        match self {
+            Self::Descriptor(number) => take_descriptor(*number),
+            Self::Program(program) => Ok(BackendSource::Launchers {
+                cleartext: (policy == Policy::Optional)
+                    .then(|| Launcher::start(program, addresses, log))
+                    .transpose()?,
+                secured: Launcher::start(program, addresses, log)?,
+            }),
+        }
+    }
+}
+
+fn take_descriptor(number: RawFd) -> Result<BackendSource, Error> {
+    let fault = |error| {
+        Error::setup(
+            format!("cannot use descriptor {number} as the backend (--backend-fd)"),
+            reason(&error),
+        )
+    };
+    let descriptor = sys::own_descriptor(number).map_err(fault)?;
+    let descriptor = sys::duplicate(descriptor.as_fd()).map_err(fault)?;
+    Ok(BackendSource::Descriptor(Backend {
+        channel: Channel::new(descriptor, None),
+        process: None,
+    }))
+}
 
 /// Starts the keeper, and with `--cert-dir` the opener, before anybody reads a key.
 ///
@@ -15,12 +138,41 @@ use crate::trust::Trust;
 pub(crate) fn start_keeper(
     options: &Options,
     trust: Option<&Trust>,
-    plan: Plan,
+    plan: &Plan,
 ) -> Result<KeeperClient, Error> {
+    with_keeper_files(options, trust, |files| {
+        let opener = start_opener(options, plan, Lookups::Few)?;
+        KeeperClient::start(files, opener, plan)
+    })
+}
+
+/// The same for the listener: one keeper for all its connections, and what it has to offer.
+///
+/// # Errors
+/// As above, and with the keeper's own words if a certificate or key is unusable.
+pub(crate) fn start_shared_keeper(
+    options: &Options,
+    trust: Option<&Trust>,
+    plan: &Plan,
+) -> Result<(SharedKeeper, Offer), Error> {
+    with_keeper_files(options, trust, |files| {
+        let opener = start_opener(options, plan, Lookups::Unbounded)?;
+        SharedKeeper::start(files, opener, plan)
+    })
+}
+
+fn start_opener(options: &Options, plan: &Plan, lookups: Lookups) -> Result<Option<Opener>, Error> {
     let directory = options.certificate_directory.as_deref();
-    let opener = directory
-        .map(|directory| Opener::start(directory, plan.bounding_set))
-        .transpose()?;
+    directory
+        .map(|directory| Opener::start(directory, plan.bounding_set, lookups))
+        .transpose()
+}
+
+fn with_keeper_files<T>(
+    options: &Options,
+    trust: Option<&Trust>,
+    start: impl FnOnce(&KeeperFiles<'_>) -> T,
+) -> T {
     let policy = match options.policy {
         Policy::Implicit => b'i',
         Policy::Optional => b'o',
@@ -28,13 +180,12 @@ pub(crate) fn start_keeper(
     };
     let mut binding = vec![policy];
     binding.extend(trust.map(Trust::binding).unwrap_or_default());
-    let files = KeeperFiles {
+    start(&KeeperFiles {
         binding: &binding,
         certificates: &options.certificates,
         ocsp: &options.ocsp,
         ticket_keys: options.ticket_keys.as_deref(),
-    };
-    KeeperClient::start(&files, opener, plan)
+    })
 }
 
 /// Everything for TLS that needs no privileges: certificate authorities are parsed here.
@@ -45,7 +196,7 @@ pub(crate) fn set_up_tls(
     options: &Options,
     offer: Offer,
     trust: Option<&Trust>,
-) -> Result<Tls, Error> {
+) -> Result<TlsServer, Error> {
     let settings = Settings {
         certificates: offer.certificates,
         client_auth: trust.map(Trust::verifier).transpose()?,
@@ -55,7 +206,12 @@ pub(crate) fn set_up_tls(
         tickets: offer.has_ticket_keys.then_some(TICKETS),
         unknown_name: options.unknown_name,
     };
-    Tls::new(settings).map_err(|error| Error::setup("cannot set TLS up with these options", error))
+    TlsServer::new(settings).map_err(tls_fault)
+}
+
+/// What rustls has against these options.
+pub(crate) fn tls_fault(error: rustls::Error) -> Error {
+    Error::setup("cannot set TLS up with these options", error)
 }
 
 /// What the keeper lets a connection have.

@@ -24,7 +24,7 @@ pub(super) fn check_backend(report: &mut Report, options: &Options) {
         );
         return;
     };
-    let program = Program::prepare(command, user, None);
+    let program = Program::prepare(command, user);
     let name = command
         .first()
         .map(|name| name.to_string_lossy().into_owned())
@@ -38,8 +38,8 @@ pub(super) fn check_backend(report: &mut Report, options: &Options) {
         return report.add(Level::Ok, "backend", text);
     }
     let log = Log::open(Destination::Stderr, Verbosity::Quiet, true);
-    let greeting =
-        Launcher::start(&program, &log).and_then(|launcher| greeting(launcher.go(None), &name));
+    let greeting = Launcher::start(&program, None, &log)
+        .and_then(|launcher| greeting(launcher.go(None), &name));
     let Some(greeting) = report.take("backend", greeting, |line| format!("it greets: {line}"))
     else {
         return;

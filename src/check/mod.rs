@@ -12,7 +12,9 @@ use std::path::Path;
 
 use crate::cli::{Options, Separation};
 use crate::error::{EXIT_SETUP, Error, reason};
-use crate::sandbox::{self, BoundingSet, Confinement, FileGrowth, Identity, Plan, Role};
+use crate::sandbox::{
+    self, BoundingSet, Confinement, FEW_DESCRIPTORS, FileGrowth, Identity, Plan, Role,
+};
 use crate::sys;
 
 /// How the report is written.
@@ -208,6 +210,7 @@ impl Found<'_> {
         Ok(Plan {
             bounding_set: BoundingSet::Full,
             confinement: Some(Confinement { identity, root }),
+            descriptors: FEW_DESCRIPTORS,
             file_growth: FileGrowth::Forbidden,
             memory_limit,
         })
@@ -224,6 +227,7 @@ fn plan(
         None => Ok(Plan {
             bounding_set: BoundingSet::Full,
             confinement: None,
+            descriptors: FEW_DESCRIPTORS,
             file_growth: FileGrowth::Forbidden,
             memory_limit,
         }),
@@ -235,7 +239,7 @@ fn check_confinement(report: &mut Report, found: Option<&Found<'_>>, memory_limi
     use nix::sys::wait::{WaitStatus, waitpid};
     const FAILED: u8 = 1;
     let entered = plan(found, |found| found.network, memory_limit).and_then(|plan| {
-        let child = sys::fork_into(|| match sandbox::enter(Role::Network, plan, &[]) {
+        let child = sys::fork_into(|| match sandbox::enter(Role::Network, &plan, &[]) {
             Ok(_) => 0,
             Err(_) => FAILED,
         });

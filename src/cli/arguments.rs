@@ -8,6 +8,8 @@ use std::time::Duration;
 use clap::builder::FalseyValueParser;
 use clap::{ArgAction, CommandFactory as _, Parser};
 
+use super::listener::ListenerArguments;
+use super::settings::SETTINGS_VARIABLE;
 use crate::check::Format;
 use crate::log::Destination;
 
@@ -42,7 +44,7 @@ pub(super) enum PolicyName {
     name = "imap-tls",
     version,
     disable_help_flag = true,
-    override_usage = "imap-tls [OPTIONS] [--] BACKEND [ARGS]...\n       imap-tls [OPTIONS] --backend-fd N",
+    override_usage = "imap-tls [OPTIONS] [--] BACKEND [ARGS]...\n       imap-tls [OPTIONS] --backend-fd N\n       imap-tls [OPTIONS] --listen ADDR:PORT [--] BACKEND [ARGS]...",
     before_help = "A superserver (systemd, xinetd, inetd, tcpserver) runs imap-tls with a client's\n\
                    connection on standard input and output. It starts BACKEND, an IMAP server\n\
                    that needs no TLS, gives up every privilege, and speaks TLS with the client.",
@@ -239,6 +241,9 @@ pub(super) struct Arguments {
     #[arg(long, env = "IMAP_TLS_LOGIN_TIMEOUT", hide_env = true, default_value = "120", hide_default_value = true, value_name = "SECONDS", value_parser = parse_seconds, help_heading = "Limits")]
     pub(super) login_timeout: Duration,
 
+    #[command(flatten)]
+    pub(super) listener: ListenerArguments,
+
     /// auto, stderr or syslog [default: auto]
     #[arg(
         long,
@@ -274,6 +279,15 @@ pub(super) struct Arguments {
     )]
     pub(super) quiet: bool,
 
+    /// Variables like those below, NAME=VALUE a line
+    #[arg(
+        long,
+        env = SETTINGS_VARIABLE,
+        hide_env = true,
+        value_name = "FILE",
+        help_heading = "Other"
+    )]
+    pub(super) settings: Option<PathBuf>,
     /// Examine the set-up (=json for programs) and exit
     #[arg(long, value_enum, hide_possible_values = true, num_args = 0..=1, require_equals = true, default_missing_value = "text", value_name = "FORMAT", help_heading = "Other")]
     pub(super) check: Option<Format>,
@@ -303,16 +317,24 @@ pub(crate) const OWN_VARIABLES: &[&str] = &[
     "IMAP_TLS_CLIENT_CA",
     "IMAP_TLS_CLIENT_CERT",
     "IMAP_TLS_CLIENT_CRL",
+    "IMAP_TLS_DRAIN_TIMEOUT",
     "IMAP_TLS_GROUP",
     "IMAP_TLS_HANDSHAKE_TIMEOUT",
     "IMAP_TLS_KEEPER_USER",
     "IMAP_TLS_KEY",
+    "IMAP_TLS_LISTEN",
     "IMAP_TLS_LOG",
     "IMAP_TLS_LOGIN_TIMEOUT",
+    "IMAP_TLS_MAX_CONNECTIONS",
+    "IMAP_TLS_MAX_PER_SOURCE",
     "IMAP_TLS_MEMORY_LIMIT",
     "IMAP_TLS_MIN_TLS",
     "IMAP_TLS_OCSP",
     "IMAP_TLS_QUIET",
+    "IMAP_TLS_REFUSAL",
+    "IMAP_TLS_RENEWAL",
+    "IMAP_TLS_SETTINGS",
+    "IMAP_TLS_SOURCE_PREFIX",
     "IMAP_TLS_STRICT_SNI",
     "IMAP_TLS_TICKET_KEYS",
     "IMAP_TLS_TLS",

@@ -16,10 +16,12 @@ use super::arguments::{
     Arguments, DemandName, LEAST_DESCRIPTOR, LIST_SEPARATOR, PolicyName, VersionName,
     parse_seconds, parse_size,
 };
+use super::listener::{LISTENER_VARIABLES, ListenerArguments};
+use super::settings::SETTINGS_VARIABLE;
 use crate::log::Destination;
 
 /// Options with a value: name, variable, default.
-const VALUED: [(&str, &str, Option<&str>); 20] = [
+const VALUED: [(&str, &str, Option<&str>); 21] = [
     ("backend-fd", "IMAP_TLS_BACKEND_FD", None),
     ("backend-user", "IMAP_TLS_BACKEND_USER", None),
     ("cert", "IMAP_TLS_CERT", None),
@@ -45,6 +47,7 @@ const VALUED: [(&str, &str, Option<&str>); 20] = [
     ("memory-limit", "IMAP_TLS_MEMORY_LIMIT", Some("32M")),
     ("min-tls", "IMAP_TLS_MIN_TLS", Some("1.2")),
     ("ocsp", "IMAP_TLS_OCSP", None),
+    ("settings", SETTINGS_VARIABLE, None),
     ("ticket-keys", "IMAP_TLS_TICKET_KEYS", None),
     ("tls", "IMAP_TLS_TLS", Some("required")),
     ("user", "IMAP_TLS_USER", Some("imap-tls")),
@@ -81,7 +84,8 @@ pub(super) fn read(
     if backend.first().is_some_and(|word| is_dashed(word)) {
         return None;
     }
-    if FLAG_VARIABLES.iter().any(|name| variable(name).is_some()) {
+    let mut not_plain = FLAG_VARIABLES.iter().chain(&LISTENER_VARIABLES);
+    if not_plain.any(|name| variable(name).is_some()) {
         return None;
     }
     given.add_variables(variable);
@@ -102,12 +106,14 @@ pub(super) fn read(
         help: None,
         keeper_user: given.value("keeper-user")?,
         key: given.value("key")?,
+        listener: ListenerArguments::default(),
         log: given.value("log")?,
         login_timeout: given.value("login-timeout")?,
         memory_limit: given.value("memory-limit")?,
         min_tls: given.value("min-tls")?,
         ocsp: given.value("ocsp")?,
         quiet: false,
+        settings: given.value("settings")?,
         strict_sni: false,
         ticket_keys: given.value("ticket-keys")?,
         tls: given.value("tls")?,
@@ -269,13 +275,16 @@ mod tests {
     #[test]
     fn the_table_is_claps_own() {
         let command = super::super::command_line();
-        let mut valued = BTreeSet::new();
-        let mut flags = BTreeSet::new();
+        let (mut valued, mut flags, mut listeners) =
+            (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
         for argument in command.get_arguments() {
             let Some(variable) = argument.get_env().and_then(OsStr::to_str) else {
                 continue;
             };
             match argument.get_action() {
+                _ if argument.get_help_heading() == Some("Listener") => {
+                    listeners.insert(variable);
+                }
                 ArgAction::SetTrue => assert!(flags.insert(variable)),
                 ArgAction::Append if argument.is_positional() => {}
                 ArgAction::Append | ArgAction::Set => {
@@ -288,6 +297,7 @@ mod tests {
         }
         assert_eq!(valued, BTreeSet::from(VALUED));
         assert_eq!(flags, BTreeSet::from(FLAG_VARIABLES));
+        assert_eq!(listeners, BTreeSet::from(LISTENER_VARIABLES));
     }
 
     #[test]
@@ -369,9 +379,9 @@ mod tests {
                 assert_eq!(format!("{by_option:?}"), format!("{both:?}"), "{name}");
             }
         }
-        for variable in FLAG_VARIABLES {
+        for variable in FLAG_VARIABLES.iter().chain(&LISTENER_VARIABLES) {
             let flagged = read(&["imap-tls".into()], |asked| {
-                (asked == variable).then(|| "0".into())
+                (asked == *variable).then(|| "0".into())
             });
             assert!(flagged.is_none());
         }

@@ -17,6 +17,7 @@ pub mod message;
 pub mod ocsp;
 mod opener;
 mod process;
+mod shared;
 mod signer;
 pub mod signing;
 mod store;
@@ -28,19 +29,22 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use nix::poll::PollFlags;
+use nix::sys::epoll::{Epoll, EpollCreateFlags};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockType, setsockopt, socketpair, sockopt,
 };
 use nix::sys::time::{TimeVal, TimeValLike as _};
+use nix::unistd::Pid;
 
-pub(crate) use opener::Opener;
+pub(crate) use opener::{Lookups, Opener};
 
 use crate::channel::is_ready;
-use crate::error::{Error, reason};
+use crate::error::{EXIT_TEMPORARY, Error, reason};
 use crate::sandbox::Plan;
 use crate::sys;
 use crate::tls::{AsksKeeper, Certified};
 use message::{INTRODUCTION_LIMIT, Introduction, Request};
+use process::Audience;
 
 /// A certificate chain and its key, as the options name them.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -61,9 +65,18 @@ pub(crate) struct KeeperFiles<'a> {
 }
 
 /// The network process's side: the socket to the keeper, shared with what asks it inside rustls.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct KeeperClient {
     line: Line,
+}
+
+/// The listener's side of a keeper that serves all its connections.
+#[derive(Debug)]
+pub(crate) struct SharedKeeper {
+    /// What the network processes ask on, each once it has its own socket.
+    pub(crate) client: KeeperClient,
+    control: OwnedFd,
+    pub(crate) process: Pid,
 }
 
 /// What a keeper has to offer.
@@ -96,14 +109,24 @@ impl KeeperClient {
     pub(crate) fn start(
         files: &KeeperFiles<'_>,
         opener: Option<Opener>,
-        plan: Plan,
+        plan: &Plan,
     ) -> Result<Self, Error> {
         let (ours, theirs) = socket_pair(SockType::SeqPacket)?;
-        sys::fork_into(|| process::run(&theirs, files, opener.as_ref(), plan))
-            .map_err(|error| Error::system("cannot start the keeper", reason(&error)))?;
-        Ok(Self {
-            line: Line(Arc::new(Mutex::new(Some(ours)))),
-        })
+        start_process(|| process::run(&theirs, files, opener.as_ref(), plan, &Audience::One))?;
+        Ok(Self::with(ours))
+    }
+
+    fn with(socket: OwnedFd) -> Self {
+        Self {
+            line: Line(Arc::new(Mutex::new(Some(socket)))),
+        }
+    }
+
+    /// Takes the socket that [`SharedKeeper::admit`] made: what asks the keeper asks there from now on.
+    pub(crate) fn adopt(&self, socket: OwnedFd) {
+        if let Ok(mut place) = self.line.0.lock() {
+            *place = Some(socket);
+        }
     }
 
     /// Waits for the keeper's first message: the certificates, with keys that ask the keeper for its signature.
@@ -160,6 +183,58 @@ impl KeeperClient {
     }
 }
 
+impl SharedKeeper {
+    /// Forks a keeper that serves all who are admitted, and waits until it is ready. It ends when this is dropped and the last
+    /// of them has let go.
+    ///
+    /// # Errors
+    /// As [`KeeperClient::start`] and [`KeeperClient::introduction`].
+    pub(crate) fn start(
+        files: &KeeperFiles<'_>,
+        opener: Option<Opener>,
+        plan: &Plan,
+    ) -> Result<(Self, Offer), Error> {
+        let (ours, theirs) = socket_pair(SockType::SeqPacket)?;
+        let process = start_process(|| match Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC) {
+            Ok(epoll) => {
+                let audience = Audience::Many(epoll);
+                process::run(&theirs, files, opener.as_ref(), plan, &audience)
+            }
+            Err(_) => EXIT_TEMPORARY,
+        })?;
+        // Else it would not be seen to end.
+        drop(theirs);
+        let client = KeeperClient::with(ours);
+        let offer = client.introduction()?;
+        let control = client.line.take()?;
+        let keeper = Self {
+            client,
+            control,
+            process,
+        };
+        Ok((keeper, offer))
+    }
+
+    /// A socket for one more connection to ask on, for [`KeeperClient::adopt`].
+    ///
+    /// # Errors
+    /// `System` if there is none to be had, or the keeper has ended or does not keep up.
+    pub(crate) fn admit(&self) -> Result<OwnedFd, Error> {
+        let (ours, theirs) = socket_pair(SockType::SeqPacket)?;
+        shared::hand_over(self.control.as_fd(), &theirs).map_err(|error| {
+            Error::system(
+                "cannot introduce the connection to the keeper",
+                error.desc(),
+            )
+        })?;
+        Ok(ours)
+    }
+}
+
+fn start_process(child: impl FnOnce() -> u8) -> Result<Pid, Error> {
+    sys::fork_into(child).map_err(|error| Error::system("cannot start the keeper", reason(&error)))
+}
+
 /// The way to the keeper, while it is needed.
 #[derive(Clone, Debug)]
 struct Line(Arc<Mutex<Option<OwnedFd>>>);
@@ -172,6 +247,11 @@ impl Line {
             nix::sys::socket::send(socket.as_raw_fd(), &bytes, MsgFlags::MSG_NOSIGNAL)?;
             receive_whole(socket)
         })
+    }
+
+    fn take(&self) -> Result<OwnedFd, Error> {
+        let taken = self.0.lock().ok().and_then(|mut socket| socket.take());
+        taken.ok_or_else(|| Error::System("the keeper's socket is gone".to_owned()))
     }
 
     /// Waits for one message.

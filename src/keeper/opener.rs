@@ -36,8 +36,23 @@ pub(crate) struct Opener {
 const RECORD_LENGTH: usize = 1 + NAME_LIMIT;
 /// The largest file of a directory: both of a name have to fit a message.
 const FILE_LIMIT: u64 = 48 * 1024;
-/// How many names are looked up for one connection: the client's, its wildcard and the wildcard's domain.
-const LOOKUPS: usize = 3;
+/// How many names are looked up.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Lookups {
+    /// For one connection: the client's, its wildcard and the wildcard's domain.
+    Few,
+    /// For the listener's connections; the keeper allows each a [`Lookups::Few`].
+    Unbounded,
+}
+
+impl Lookups {
+    fn number(self) -> usize {
+        match self {
+            Self::Few => 3,
+            Self::Unbounded => usize::MAX,
+        }
+    }
+}
 const OPTION: &str = "--cert-dir";
 
 const ABSENT: u8 = 0;
@@ -50,10 +65,14 @@ impl Opener {
     ///
     /// # Errors
     /// `Setup` if the directory is none, or not ours alone to write to; `System` if there is no process to be had.
-    pub(crate) fn start(path: &Path, bounding_set: BoundingSet) -> Result<Self, Error> {
+    pub(crate) fn start(
+        path: &Path,
+        bounding_set: BoundingSet,
+        lookups: Lookups,
+    ) -> Result<Self, Error> {
         let directory = open_directory(path)?;
         let (ours, theirs) = socket_pair(SockType::SeqPacket)?;
-        sys::fork_into(|| run(&theirs, &directory, path, bounding_set))
+        sys::fork_into(|| run(&theirs, &directory, path, bounding_set, lookups))
             .map_err(|error| Error::system("cannot start the opener", reason(&error)))?;
         Ok(Self { socket: ours })
     }
@@ -134,11 +153,17 @@ fn open_directory(path: &Path) -> Result<OwnedFd, Error> {
 }
 
 /// The opener's life; returns its exit status.
-fn run(socket: &OwnedFd, directory: &OwnedFd, path: &Path, bounding_set: BoundingSet) -> u8 {
+fn run(
+    socket: &OwnedFd,
+    directory: &OwnedFd,
+    path: &Path,
+    bounding_set: BoundingSet,
+    lookups: Lookups,
+) -> u8 {
     if sandbox::confine_opener(bounding_set, &[socket.as_fd(), directory.as_fd()]).is_err() {
         return EXIT_SETUP;
     }
-    for _ in 0..LOOKUPS {
+    for _ in 0..lookups.number() {
         let mut record = [0; RECORD_LENGTH + 1];
         let name = match recv(socket.as_raw_fd(), &mut record, MsgFlags::empty()) {
             Ok(0) => return 0,

@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 
+use nix::sys::epoll::Epoll;
 use nix::sys::socket::{MsgFlags, recv, send};
 
 use super::message::{Holdings, INTRODUCTION_LIMIT, Introduction, REQUEST_LIMIT, Reply, Request};
@@ -9,27 +10,43 @@ use super::opener::Opener;
 use super::signing::SignRequest;
 use super::store::{self, Held, Unparsed};
 use super::tickets::{self, TicketKeys};
-use super::{KeeperFiles, ocsp};
+use super::{KeeperFiles, ocsp, shared};
 use crate::clock;
 use crate::error::{EXIT_SETUP, EXIT_TEMPORARY, Error};
 use crate::files::{FILE_LIMIT, Place, any_mode, read};
 use crate::host_name::HostName;
 use crate::sandbox::{self, Plan, Role, Sandboxed};
 
+/// For whom a keeper answers.
+pub(super) enum Audience {
+    /// The network process at the other end of the socket.
+    One,
+    /// Those whose sockets come over the socket, as the listener's connections begin.
+    Many(Epoll),
+}
+
 /// The keeper's life; returns its exit status.
 pub(super) fn run(
     socket: &OwnedFd,
     files: &KeeperFiles<'_>,
     opener: Option<&Opener>,
-    plan: Plan,
+    plan: &Plan,
+    audience: &Audience,
 ) -> u8 {
-    let kept: Vec<_> = opener
+    let mut kept: Vec<_> = opener
         .map(Opener::descriptor)
         .into_iter()
         .chain([socket.as_fd()])
         .collect();
+    let role = match audience {
+        Audience::One => Role::Keeper,
+        Audience::Many(epoll) => {
+            kept.push(epoll.0.as_fd());
+            Role::SharedKeeper
+        }
+    };
     let keeper = Bytes::read(files).and_then(|bytes| {
-        let sandboxed = sandbox::enter(Role::Keeper, plan, &kept)?;
+        let sandboxed = sandbox::enter(role, plan, &kept)?;
         Keeper::parse(bytes, opener, sandboxed)
     });
     let (introduction, keeper) = match keeper {
@@ -38,7 +55,10 @@ pub(super) fn run(
     };
     let is_sent = say(socket, &bounded(&introduction));
     match keeper {
-        Some(keeper) if is_sent => keeper.answer(socket),
+        Some(keeper) if is_sent => match audience {
+            Audience::One => keeper.answer(socket),
+            Audience::Many(epoll) => shared::answer(&keeper, socket, epoll),
+        },
         Some(_) => EXIT_TEMPORARY,
         None => EXIT_SETUP,
     }
@@ -94,14 +114,29 @@ fn now() -> u64 {
 }
 
 /// A keeper in its sandbox.
-struct Keeper<'a> {
+pub(super) struct Keeper<'a> {
     /// What every ticket is bound to, beside the name (RFC 9325 section 4.2.2 and CVE-2014-3616: virtual host confusion).
     binding: Vec<u8>,
     held: Vec<Held>,
     opener: Option<&'a Opener>,
-    permits: Permits,
     sandboxed: Sandboxed,
     tickets: Option<TicketKeys>,
+}
+
+/// What one network process may still ask for, and the certificate that it asked for by name. Nothing of one is ever seen by
+/// another.
+pub(super) struct Asker {
+    named: Option<Held>,
+    permits: Permits,
+}
+
+impl Asker {
+    pub(super) fn new() -> Self {
+        Self {
+            named: None,
+            permits: PERMITS,
+        }
+    }
 }
 
 /// How often each thing may still be asked for: what one handshake needs, so that a hole in the network process does not make
@@ -123,8 +158,8 @@ const PERMITS: Permits = Permits {
     signatures: 1,
 };
 
-/// An answer that makes the keeper end: the honest network process asks for nothing that is refused.
-struct Refusal;
+/// An answer after which none is given any more: the honest network process asks for nothing that is refused.
+pub(super) struct Refusal;
 
 impl<'a> Keeper<'a> {
     fn parse(
@@ -151,7 +186,6 @@ impl<'a> Keeper<'a> {
             binding: bytes.binding,
             held,
             opener,
-            permits: PERMITS,
             sandboxed,
             tickets: bytes.tickets.keys,
         };
@@ -159,7 +193,8 @@ impl<'a> Keeper<'a> {
     }
 
     /// Answers until the network process lets go. A request too many or of another form is refused, and ends the keeper.
-    fn answer(mut self, socket: &OwnedFd) -> u8 {
+    fn answer(self, socket: &OwnedFd) -> u8 {
+        let mut asker = Asker::new();
         // One octet more than the limit, so that a request over it is seen to be too long and not cut to fit.
         let mut buffer = vec![0; REQUEST_LIMIT + 1];
         loop {
@@ -169,7 +204,7 @@ impl<'a> Keeper<'a> {
                 Err(nix::errno::Errno::EINTR) => continue,
                 Err(_) => return EXIT_TEMPORARY,
             };
-            let reply = self.reply(bytes);
+            let reply = self.reply(&mut asker, bytes);
             let is_sent = say(socket, reply.as_deref().unwrap_or(&Reply::Refused.encode()));
             if reply.is_err() || !is_sent {
                 return EXIT_TEMPORARY;
@@ -177,14 +212,16 @@ impl<'a> Keeper<'a> {
         }
     }
 
-    fn reply(&mut self, bytes: &[u8]) -> Result<Vec<u8>, Refusal> {
+    /// Answers one request.
+    pub(super) fn reply(&self, asker: &mut Asker, bytes: &[u8]) -> Result<Vec<u8>, Refusal> {
+        let permits = &mut asker.permits;
         let reply = match Request::decode(bytes).ok_or(Refusal)? {
             Request::Certificate(name) => {
-                permit(&mut self.permits.certificates)?;
+                permit(&mut permits.certificates)?;
                 match self.find(&name) {
                     Ok(Some(held)) => {
                         let reply = Reply::Certificate(held.holding.clone()).encode();
-                        self.held.push(held);
+                        asker.named = Some(held);
                         return Ok(reply);
                     }
                     Ok(None) => Reply::Nothing.encode(),
@@ -192,7 +229,7 @@ impl<'a> Keeper<'a> {
                 }
             }
             Request::Open { name, ticket } => {
-                permit(&mut self.permits.opens)?;
+                permit(&mut permits.opens)?;
                 let keys = self.tickets.as_ref().ok_or(Refusal)?;
                 match keys.open(&self.context(name.as_ref()), ticket, now()) {
                     Some(session) => Reply::Opened(&session).encode(),
@@ -200,7 +237,7 @@ impl<'a> Keeper<'a> {
                 }
             }
             Request::Seal { name, session } => {
-                permit(&mut self.permits.seals)?;
+                permit(&mut permits.seals)?;
                 let keys = self.tickets.as_ref().ok_or(Refusal)?;
                 match keys.seal(&self.context(name.as_ref()), session, now()) {
                     Some(ticket) => Reply::Sealed(&ticket).encode(),
@@ -208,8 +245,8 @@ impl<'a> Keeper<'a> {
                 }
             }
             Request::Sign(request) => {
-                permit(&mut self.permits.signatures)?;
-                let signature = self.sign(&request).ok_or(Refusal)?;
+                permit(&mut permits.signatures)?;
+                let signature = self.sign(asker, &request).ok_or(Refusal)?;
                 Reply::Signed(&signature).encode()
             }
         };
@@ -248,8 +285,10 @@ impl<'a> Keeper<'a> {
         [self.binding.as_slice(), name.as_bytes()].concat()
     }
 
-    fn sign(&self, request: &SignRequest<'_>) -> Option<Vec<u8>> {
-        let held = self.held.get(usize::from(request.certificate))?;
+    /// The certificate that was asked for by name has the place behind those of the introduction.
+    fn sign(&self, asker: &Asker, request: &SignRequest<'_>) -> Option<Vec<u8>> {
+        let mut all = self.held.iter().chain(&asker.named);
+        let held = all.nth(usize::from(request.certificate))?;
         held.key
             .choose_scheme(&[request.scheme])?
             .sign(request.message)

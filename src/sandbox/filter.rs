@@ -116,6 +116,18 @@ const NETWORK: &[Rule] = &[
 /// Nothing but answering on its one socket.
 const KEEPER: &[Rule] = &[];
 
+/// And waiting for many.
+const SHARED_KEEPER: &[Rule] = &[
+    allow(libc::SYS_epoll_ctl, "who may ask, and who no longer"),
+    #[cfg(not(any(target_arch = "aarch64", target_arch = "riscv64")))]
+    allow(libc::SYS_epoll_wait, "waiting for all of them"),
+    allow(libc::SYS_epoll_pwait, "the same, as libraries have it"),
+    allow(
+        libc::SYS_recvmsg,
+        "a connection's socket, from the listener",
+    ),
+];
+
 /// Reading a name's files, beneath its directory or where links in there lead.
 const OPENER: &[Rule] = &[
     allow(libc::SYS_fstat, "a file's mode and length"),
@@ -142,6 +154,7 @@ pub(crate) fn compile(role: Role) -> Result<BpfProgram, Error> {
         Role::Keeper => KEEPER,
         Role::Network => NETWORK,
         Role::Opener => OPENER,
+        Role::SharedKeeper => SHARED_KEEPER,
     };
     let unusable = |error: seccompiler::BackendError| {
         Error::system("cannot make the system call filter", error)
@@ -200,7 +213,7 @@ mod tests {
 
     #[test]
     fn every_rule_has_its_reason_and_stands_once() {
-        for own in [NETWORK, KEEPER, OPENER] {
+        for own in [NETWORK, KEEPER, OPENER, SHARED_KEEPER] {
             let rules: Vec<_> = COMMON.iter().chain(own).collect();
             assert!(rules.iter().all(|rule| !rule.why.is_empty()));
             let calls: std::collections::BTreeSet<_> = rules.iter().map(|rule| rule.call).collect();
@@ -213,5 +226,6 @@ mod tests {
         assert!(!compile(Role::Network).unwrap().is_empty());
         assert!(!compile(Role::Keeper).unwrap().is_empty());
         assert!(!compile(Role::Opener).unwrap().is_empty());
+        assert!(!compile(Role::SharedKeeper).unwrap().is_empty());
     }
 }

@@ -4,6 +4,7 @@ use std::os::fd::BorrowedFd;
 
 use nix::sys::resource::{Resource, setrlimit};
 
+use super::Plan;
 use crate::error::{Error, reason};
 use crate::sys;
 
@@ -14,23 +15,23 @@ pub(crate) enum FileGrowth {
     Forbidden,
 }
 
-/// poll(2) refuses more descriptors than this limit allows to be open, so it is not zero.
-const DESCRIPTORS: u64 = 8;
+/// What a process for one connection needs: poll(2) refuses more descriptors than this limit allows to be open.
+pub(crate) const FEW_DESCRIPTORS: u64 = 8;
 
 /// Sets the limits of getrlimit(2), soft and hard, and makes the process neither dumpable nor traceable (prctl(2)).
 ///
 /// # Errors
 /// `System` at the first limit that the kernel refuses.
-pub(crate) fn set_limits(memory: u64, growth: FileGrowth) -> Result<(), Error> {
+pub(super) fn set_limits(plan: &Plan) -> Result<(), Error> {
     let mut limits = vec![
-        (Resource::RLIMIT_AS, memory, "address space"),
+        (Resource::RLIMIT_AS, plan.memory_limit, "address space"),
         (Resource::RLIMIT_CORE, 0, "core files"),
-        (Resource::RLIMIT_NOFILE, DESCRIPTORS, "descriptors"),
+        (Resource::RLIMIT_NOFILE, plan.descriptors, "descriptors"),
         (Resource::RLIMIT_NPROC, 0, "processes"),
         (Resource::RLIMIT_MEMLOCK, 0, "locked memory"),
         (Resource::RLIMIT_MSGQUEUE, 0, "message queues"),
     ];
-    if growth == FileGrowth::Forbidden {
+    if plan.file_growth == FileGrowth::Forbidden {
         limits.push((Resource::RLIMIT_FSIZE, 0, "file size"));
     }
     for (resource, limit, what) in limits {

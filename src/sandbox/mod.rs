@@ -12,7 +12,7 @@ use std::path::Path;
 use nix::libc;
 
 pub(crate) use identity::{BackendUser, Identity};
-pub(crate) use limits::{FileGrowth, close_all_but};
+pub(crate) use limits::{FEW_DESCRIPTORS, FileGrowth, close_all_but};
 
 use crate::error::{Error, reason};
 use crate::sys;
@@ -20,8 +20,10 @@ use crate::sys;
 /// Which of our confined processes this is.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Role {
-    /// Holds the private key; talks to the network process alone.
+    /// Holds the private key; talks to one network process alone.
     Keeper,
+    /// The same under the listener, for all its connections.
+    SharedKeeper,
     /// Reads from the network.
     Network,
     /// Opens files by name for the keeper, which is what it keeps its privileges for.
@@ -74,6 +76,8 @@ pub(crate) struct Plan {
     pub(crate) bounding_set: BoundingSet,
     /// `None`: started by a plain user, without privileges to give up.
     pub(crate) confinement: Option<Confinement>,
+    /// How many may be open.
+    pub(crate) descriptors: u64,
     pub(crate) file_growth: FileGrowth,
     /// In octets of address space.
     pub(crate) memory_limit: u64,
@@ -93,19 +97,18 @@ pub(crate) struct Confinement {
 ///
 /// # Errors
 /// `System` at the first step that fails. The process must not serve then.
-pub(crate) fn enter(role: Role, plan: Plan, kept: &[BorrowedFd<'_>]) -> Result<Sandboxed, Error> {
+pub(crate) fn enter(role: Role, plan: &Plan, kept: &[BorrowedFd<'_>]) -> Result<Sandboxed, Error> {
     // Compiled first: the filter's tables need memory, which the limits may not leave.
     let program = filter::compile(role)?;
     plan.bounding_set.ensure_empty();
-    if let Some(Confinement { identity, root }) = plan.confinement {
+    if let Some(Confinement { identity, root }) = &plan.confinement {
         change_root(root.as_fd())?;
-        drop(root);
-        identity::drop_ids_permanently(identity)?;
+        identity::drop_ids_permanently(*identity)?;
     }
     sys::drop_all_capabilities()
         .map_err(|error| Error::system("cannot give up capabilities", reason(&error)))?;
     limits::close_all_but(kept)?;
-    limits::set_limits(plan.memory_limit, plan.file_growth)?;
+    limits::set_limits(plan)?;
     // No program that could be started may ever give privileges back; seccomp(2) asks for it too.
     nix::sys::prctl::set_no_new_privs()
         .map_err(|error| Error::system("cannot set no_new_privs", error.desc()))?;

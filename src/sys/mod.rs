@@ -4,7 +4,7 @@
 mod memory;
 
 use std::convert::Infallible;
-use std::ffi::{CStr, CString};
+use std::ffi::{CStr, CString, OsStr};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
@@ -60,6 +60,12 @@ pub(crate) fn own_descriptor(number: RawFd) -> io::Result<OwnedFd> {
     checked(unsafe { libc::fcntl(number, libc::F_GETFD) })?;
     // SAFETY: the descriptor is open, and each caller names a number that nothing else in the program owns.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Takes ownership of a descriptor that came over a socket (`SCM_RIGHTS`, unix(7)).
+pub(crate) fn own_received(number: RawFd) -> OwnedFd {
+    // SAFETY: the kernel has just made the number for whoever received the message, and nobody else knows it.
+    unsafe { OwnedFd::from_raw_fd(number) }
 }
 
 /// Discards what the peer has sent, without this process ever holding the bytes: TCP drops them in the kernel
@@ -213,6 +219,18 @@ pub(crate) fn reset_signals() -> io::Result<()> {
         )
     };
     checked_long(result)
+}
+
+/// Sets a variable of this process's environment.
+pub(crate) fn set_variable(name: &str, value: &OsStr) {
+    // SAFETY: this program has one thread, so nobody reads the environment meanwhile.
+    unsafe { std::env::set_var(name, value) }
+}
+
+/// Takes a variable out of this process's environment.
+pub(crate) fn unset_variable(name: &str) {
+    // SAFETY: as above.
+    unsafe { std::env::remove_var(name) }
 }
 
 /// Sets one signal to its default, whatever the superserver had chosen.

@@ -60,7 +60,7 @@ pub(crate) enum OldestVersion {
     Tls13,
 }
 
-/// What a session is to be like.
+/// What sessions are to be like.
 #[derive(Debug)]
 pub(crate) struct Settings {
     pub(crate) certificates: Vec<Certified>,
@@ -124,6 +124,15 @@ pub(crate) fn examine_processor() {
     }
 }
 
+/// How a session is served. Made once; under the listener each connection's process has it from before its fork, for the one
+/// session that it serves. There is no randomness in it.
+pub(crate) struct TlsServer {
+    client_auth: Option<Arc<dyn ClientCertVerifier>>,
+    config: Arc<ServerConfig>,
+    oldest_version: OldestVersion,
+    resolver: Arc<Resolver>,
+}
+
 /// One TLS session with the client.
 pub(crate) struct Tls {
     client_auth: Option<Arc<dyn ClientCertVerifier>>,
@@ -145,8 +154,8 @@ pub(crate) enum Progress {
     PeerClosed,
 }
 
-impl Tls {
-    /// A session that expects a ClientHello, with little to tune: TLS 1.2 and 1.3, ECDHE and AEAD only (RFC 9325).
+impl TlsServer {
+    /// With little to tune: TLS 1.2 and 1.3, ECDHE and AEAD only (RFC 9325).
     ///
     /// # Errors
     /// rustls's, if it cannot be set up so.
@@ -194,13 +203,28 @@ impl Tls {
         }
         Ok(Self {
             client_auth: settings.client_auth,
-            engine: Engine::new(Arc::new(config))?,
+            config: Arc::new(config),
             oldest_version: settings.oldest_version,
-            opening: Vec::new(),
             resolver,
         })
     }
 
+    /// The session of this process, which expects a ClientHello. All that is random in it is drawn from now on.
+    ///
+    /// # Errors
+    /// rustls's, if it cannot be set up so.
+    pub(crate) fn session(&self) -> Result<Tls, Error> {
+        Ok(Tls {
+            client_auth: self.client_auth.clone(),
+            engine: Engine::new(self.config.clone())?,
+            oldest_version: self.oldest_version,
+            opening: Vec::new(),
+            resolver: self.resolver.clone(),
+        })
+    }
+}
+
+impl Tls {
     /// Where to read the next `size` octets from the client to; [`Tls::receive`] is told how many there were.
     pub(crate) fn room(&mut self, size: usize) -> &mut [u8] {
         self.engine.room(size)
@@ -374,7 +398,7 @@ mod tests {
             key: Arc::new(CertifiedKey::new(chain, key)),
             names: vec!["localhost".to_owned()],
         };
-        Tls::new(Settings {
+        TlsServer::new(Settings {
             certificates: vec![certified],
             client_auth: None,
             has_directory: false,
@@ -383,6 +407,7 @@ mod tests {
             tickets: None,
             unknown_name: UnknownName::Default,
         })
+        .and_then(|server| server.session())
         .unwrap()
     }
 

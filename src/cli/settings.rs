@@ -1,0 +1,153 @@
+//! The file of settings (`--settings`): variables that are not in the environment, in the form of systemd's `EnvironmentFile=`.
+//!
+//! A superserver that reads such a file itself hands its variables on. The listener cannot be handed new ones, so it reads
+//! the file when it starts and again when it is told to reload.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::path::Path;
+
+use super::OWN_VARIABLES;
+use crate::error::Error;
+use crate::files::{Place, any_mode, read};
+use crate::sys;
+
+/// Where the option's value may come from, too.
+pub(super) const SETTINGS_VARIABLE: &str = "IMAP_TLS_SETTINGS";
+const OPTION: &str = "--settings";
+const OWN_PREFIX: &str = "IMAP_TLS_";
+/// The longest file, in octets.
+const LIMIT: u64 = 64 * 1024;
+
+/// Puts the file's settings into the environment, where the options are looked for, and takes away those that an earlier reading
+/// put there (`applied`). What the superserver set wins.
+///
+/// # Errors
+/// `Setup` if the file cannot be read; `Usage` if there is something in it that is none of our settings.
+pub(super) fn apply(arguments: &[OsString], applied: &mut Vec<String>) -> Result<(), Error> {
+    for name in applied.drain(..) {
+        sys::unset_variable(&name);
+    }
+    let Some(path) = find(arguments) else {
+        return Ok(());
+    };
+    let path = Path::new(&path);
+    let bytes = read(path, &Place::new("settings", path, OPTION), LIMIT, any_mode)?;
+    let settings = parse(&bytes).map_err(|(line, why)| {
+        Error::Usage(format!(
+            "line {line} of settings '{}' ({OPTION}): {why}",
+            path.display()
+        ))
+    })?;
+    for (name, value) in settings {
+        if std::env::var_os(&name).is_none() {
+            sys::set_variable(&name, OsStr::from_bytes(value));
+            applied.push(name);
+        }
+    }
+    Ok(())
+}
+
+/// The option's value, before anything else is read: it decides what there is to read.
+fn find(arguments: &[OsString]) -> Option<OsString> {
+    let mut words = arguments
+        .iter()
+        .skip(1)
+        .take_while(|word| *word != "--")
+        .map(|word| word.as_bytes());
+    while let Some(word) = words.next() {
+        match word.strip_prefix(OPTION.as_bytes()) {
+            Some(b"") => return words.next().map(|path| OsString::from_vec(path.to_vec())),
+            Some([b'=', path @ ..]) => return Some(OsString::from_vec(path.to_vec())),
+            _ => {}
+        }
+    }
+    std::env::var_os(SETTINGS_VARIABLE).filter(|path| !path.is_empty())
+}
+
+type Setting<'a> = (String, &'a [u8]);
+
+/// `NAME=VALUE`, `NAME="VALUE"` or `NAME='VALUE'`; nothing is expanded. Blank lines and those with `#` or `;` in front do not count.
+/// The last value of a name is the one that holds.
+fn parse(bytes: &[u8]) -> Result<Vec<Setting<'_>>, (usize, String)> {
+    let mut settings: Vec<Setting<'_>> = Vec::new();
+    for (number, line) in (1..).zip(bytes.split(|byte| *byte == b'\n')) {
+        let line = line.trim_ascii();
+        if matches!(line.first(), None | Some(b'#' | b';')) {
+            continue;
+        }
+        let (name, value) = parse_line(line).map_err(|why| (number, why))?;
+        settings.retain(|(other, _)| *other != name);
+        settings.push((name, value));
+    }
+    Ok(settings)
+}
+
+fn parse_line(line: &[u8]) -> Result<Setting<'_>, String> {
+    let mut parts = line.splitn(2, |byte| *byte == b'=');
+    let (Some(name), Some(value)) = (parts.next(), parts.next()) else {
+        return Err("not NAME=VALUE".to_owned());
+    };
+    let name = String::from_utf8_lossy(name).into_owned();
+    let is_name = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+    if name.is_empty() || !name.bytes().all(is_name) {
+        return Err(format!("'{}' is no name", name.escape_debug()));
+    }
+    // Any other is for the backend.
+    let is_ours = OWN_VARIABLES.contains(&name.as_str()) && name != SETTINGS_VARIABLE;
+    if name.starts_with(OWN_PREFIX) && !is_ours {
+        return Err(format!("there is no setting {name}"));
+    }
+    let value = value.trim_ascii();
+    if value.contains(&0) {
+        return Err(format!("the value of {name} contains a zero octet"));
+    }
+    let quoted = [b'"', b'\''].iter().find_map(|quote| {
+        let rest = value.strip_prefix(&[*quote])?;
+        rest.strip_suffix(&[*quote])
+    });
+    Ok((name, quoted.unwrap_or(value)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_form_is_that_of_an_environment_file() {
+        let text = b"# a comment\n\n; another\nIMAP_TLS_TLS=required\n IMAP_TLS_BACKEND=\"imapd -x\" \nIMAP_TLS_CERT='c d'\nIMAP_TLS_TLS=optional\nIMAP_TLS_KEY=";
+        let expected: [(String, &[u8]); 4] = [
+            ("IMAP_TLS_BACKEND".into(), b"imapd -x"),
+            ("IMAP_TLS_CERT".into(), b"c d"),
+            ("IMAP_TLS_TLS".into(), b"optional"),
+            ("IMAP_TLS_KEY".into(), b""),
+        ];
+        assert_eq!(parse(text).unwrap(), expected);
+    }
+
+    #[test]
+    fn what_is_no_setting_is_refused_with_its_line() {
+        for (text, line, why) in [
+            (b"PATH=/x\nIMAP_TLS_CERTS=c".as_slice(), 2, "IMAP_TLS_CERTS"),
+            (b"IMAP_TLS_SETTINGS=x", 1, "IMAP_TLS_SETTINGS"),
+            (b"\n\nIMAP_TLS_CERT", 3, "NAME=VALUE"),
+            (b"export IMAP_TLS_CERT=c", 1, "export"),
+            (b"IMAP_TLS_CERT=a\0b", 1, "zero"),
+        ] {
+            let (number, text) = parse(text).unwrap_err();
+            assert_eq!(number, line);
+            assert!(text.contains(why), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_option_is_found_before_the_others_are_read() {
+        let find = |words: &[&str]| {
+            let words: Vec<OsString> = ["imap-tls"].iter().chain(words).map(Into::into).collect();
+            super::find(&words)
+        };
+        assert_eq!(find(&["--settings", "f", "imapd"]), Some("f".into()));
+        assert_eq!(find(&["-v", "--settings=f"]), Some("f".into()));
+        assert_eq!(find(&["--", "imapd", "--settings", "f"]), None);
+    }
+}

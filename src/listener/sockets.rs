@@ -1,0 +1,227 @@
+//! Sockets to listen on: opened here, or handed over by systemd.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileTypeExt as _;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrLike, SockaddrStorage, UnixAddr, accept4,
+    bind, connect, getsockname, listen, setsockopt, socket, sockopt,
+};
+
+use crate::activation::inet;
+use crate::cli::ListenAddress;
+use crate::error::Error;
+use crate::sys;
+
+/// One that is listened on.
+#[derive(Debug)]
+struct Opened {
+    name: String,
+    /// To be removed at the end.
+    path: Option<PathBuf>,
+    socket: OwnedFd,
+}
+
+/// All of them.
+#[derive(Debug)]
+pub(crate) struct Sockets(Vec<Opened>);
+
+impl Sockets {
+    /// Opens the addresses, and takes those that were handed over along.
+    ///
+    /// # Errors
+    /// `Setup` for the first address that cannot be listened on, or if there is none.
+    pub(crate) fn open(
+        addresses: &[ListenAddress],
+        inherited: Vec<OwnedFd>,
+    ) -> Result<Self, Error> {
+        let mut sockets = Vec::new();
+        for address in addresses {
+            sockets.push(open(address, addresses).map_err(|error| {
+                Error::setup(
+                    format!("cannot listen on {address} (--listen)"),
+                    error.desc(),
+                )
+            })?);
+        }
+        for socket in inherited {
+            sockets.push(Opened {
+                name: name(socket.as_fd()),
+                path: None,
+                socket,
+            });
+        }
+        for Opened { name, socket, .. } in &sockets {
+            // Whoever shares a socket may have taken the client that poll(2) announced.
+            let flags = fcntl(socket, FcntlArg::F_GETFL).map(OFlag::from_bits_truncate);
+            flags
+                .and_then(|flags| fcntl(socket, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)))
+                .map_err(|error| {
+                    Error::system(format!("cannot use socket {name}"), error.desc())
+                })?;
+        }
+        Ok(Self(sockets))
+    }
+
+    pub(super) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.0.iter().map(|opened| opened.socket.as_fd())
+    }
+
+    /// Listens no more. Who comes meanwhile is refused by the kernel, or waits at the socket that systemd keeps.
+    pub(super) fn close(&mut self) {
+        for opened in self.0.drain(..) {
+            if let Some(path) = opened.path {
+                // It may have been removed already.
+                let _ = std::fs::remove_file(path);
+            }
+        }
+    }
+}
+
+/// For the log: the addresses with commas between.
+impl fmt::Display for Sockets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<_> = self.0.iter().map(|socket| socket.name.as_str()).collect();
+        f.write_str(&names.join(", "))
+    }
+}
+
+/// Takes a client that has arrived.
+///
+/// # Errors
+/// As accept4(2): `EAGAIN` where there is none.
+pub(super) fn accept(socket: BorrowedFd<'_>) -> nix::Result<OwnedFd> {
+    accept4(socket.as_raw_fd(), SockFlag::SOCK_CLOEXEC).map(sys::own_received)
+}
+
+fn open(address: &ListenAddress, all: &[ListenAddress]) -> nix::Result<Opened> {
+    match address {
+        ListenAddress::Inet(address) => open_inet(*address, all),
+        ListenAddress::Unix(path) => open_unix(path),
+    }
+}
+
+fn open_inet(address: SocketAddr, all: &[ListenAddress]) -> nix::Result<Opened> {
+    let family = match address.ip() {
+        IpAddr::V4(_) => AddressFamily::Inet,
+        IpAddr::V6(_) => AddressFamily::Inet6,
+    };
+    let v4 = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), address.port());
+    let socket = match new_socket(family) {
+        // All addresses of a machine without IPv6.
+        Err(Errno::EAFNOSUPPORT) if address.ip().is_unspecified() && address.is_ipv6() => {
+            return open_inet(v4, all);
+        }
+        result => result?,
+    };
+    setsockopt(&socket, sockopt::ReuseAddr, &true)?;
+    if address.is_ipv6() && all.contains(&ListenAddress::Inet(v4)) {
+        // IPv4 has a socket of its own, which this one would be in the way of.
+        setsockopt(&socket, sockopt::Ipv6V6Only, &true)?;
+    }
+    bind_and_listen(socket, &SockaddrStorage::from(address), None)
+}
+
+fn open_unix(path: &Path) -> nix::Result<Opened> {
+    let address = UnixAddr::new(path)?;
+    remove_stale(path, &address);
+    let socket = new_socket(AddressFamily::Unix)?;
+    bind_and_listen(socket, &address, Some(path.to_owned()))
+}
+
+fn new_socket(family: AddressFamily) -> nix::Result<OwnedFd> {
+    socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)
+}
+
+fn bind_and_listen(
+    socket: OwnedFd,
+    address: &dyn SockaddrLike,
+    path: Option<PathBuf>,
+) -> nix::Result<Opened> {
+    bind(socket.as_raw_fd(), address)?;
+    listen(&socket, Backlog::MAXCONN)?;
+    Ok(Opened {
+        name: name(socket.as_fd()),
+        path,
+        socket,
+    })
+}
+
+/// A socket that nobody listens on any more is in the way. Anything else stays where it is, and binding says so.
+fn remove_stale(path: &Path, address: &UnixAddr) {
+    let is_socket = std::fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket());
+    if !is_socket {
+        return;
+    }
+    let Ok(probe) = new_socket(AddressFamily::Unix) else {
+        return;
+    };
+    if connect(probe.as_raw_fd(), address) == Err(Errno::ECONNREFUSED) {
+        // Should it fail, binding says why.
+        let _ = std::fs::remove_file(path);
+    }
+}
+
+fn name(socket: BorrowedFd<'_>) -> String {
+    let Ok(address) = getsockname::<SockaddrStorage>(socket.as_raw_fd()) else {
+        return "a socket without name".to_owned();
+    };
+    match (
+        inet(&address),
+        address.as_unix_addr().and_then(UnixAddr::path),
+    ) {
+        (Some(address), _) => address.to_string(),
+        (None, Some(path)) => format!("unix:{}", path.display()),
+        (None, None) => "a unix socket".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open(texts: &[&str]) -> Result<Sockets, Error> {
+        let addresses: Vec<ListenAddress> =
+            texts.iter().map(|text| text.parse().unwrap()).collect();
+        Sockets::open(&addresses, Vec::new())
+    }
+
+    #[test]
+    fn a_unix_socket_that_nobody_listens_on_is_replaced_and_no_other_file() {
+        let directory = nix::unistd::mkdtemp("/tmp/imap-tls-listen.XXXXXX").unwrap();
+        let address = format!("unix:{}", directory.join("socket").display());
+        // Left behind, as after kill -9.
+        drop(open(&[&address]).unwrap());
+        let mut sockets = open(&[&address]).unwrap();
+        assert_eq!(sockets.to_string(), address);
+        let message = open(&[&address]).unwrap_err().to_string();
+        assert!(
+            message.ends_with("(--listen): Address already in use"),
+            "{message}"
+        );
+        sockets.close();
+        assert!(!directory.join("socket").exists());
+        std::fs::write(directory.join("socket"), b"precious").unwrap();
+        assert!(open(&[&address]).is_err());
+        assert_eq!(
+            std::fs::read(directory.join("socket")).unwrap(),
+            b"precious"
+        );
+        std::fs::remove_dir_all(directory).unwrap();
+    }
+
+    #[test]
+    fn there_are_clients_or_there_are_none_and_nobody_waits() {
+        let sockets = open(&["127.0.0.1:0"]).unwrap();
+        let socket = sockets.descriptors().next().unwrap();
+        assert_eq!(accept(socket).unwrap_err(), Errno::EAGAIN);
+        let client = std::net::TcpStream::connect(sockets.to_string()).unwrap();
+        accept(socket).unwrap();
+        drop(client);
+    }
+}

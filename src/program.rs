@@ -1,0 +1,100 @@
+//! What one run of the program is: a connection, the listener, or something to show.
+
+use std::io::Write as _;
+use std::os::fd::{AsFd as _, OwnedFd};
+
+use crate::activation::{self, Activation, Stderr};
+use crate::check::{self, check};
+use crate::cli::{self, Options, Request};
+use crate::error::{EXIT_SETUP, Error};
+use crate::listener::{self, Sockets};
+use crate::log::{Destination, Log, Verbosity};
+use crate::relay::Children;
+use crate::service::Serving;
+use crate::session::{UNAVAILABLE, conclude, session};
+use crate::tls::examine_processor;
+
+/// Runs the program; returns its exit status.
+pub(crate) fn run() -> u8 {
+    // First of all, before anything can be printed: under inetd, fd 2 is the client's socket.
+    let stderr = activation::secure_stderr().unwrap_or(Stderr::Unusable);
+    let mut source = cli::Source::new(std::env::args_os(), nix::unistd::geteuid().is_root());
+    match source.read() {
+        Ok(Request::Serve(options)) => serve(options, source, stderr),
+        Ok(Request::Check(options, format)) => {
+            let report = options.map_or_else(
+                |error| check::Report::of_usage(&error),
+                |options| check(&options),
+            );
+            show(&report.write(format)).max(report.exit_status())
+        }
+        Ok(Request::Show(text)) => show(&text),
+        Err(error) => refuse(&error, stderr),
+    }
+}
+
+/// Help is for a terminal or a pager, never for a client.
+fn show(text: &str) -> u8 {
+    let mut stdout = std::io::stdout();
+    let is_clients = crate::channel::is_socket(stdout.as_fd());
+    let is_shown = !is_clients
+        && stdout
+            .write_all(text.as_bytes())
+            .and_then(|()| stdout.flush())
+            .is_ok();
+    if is_shown { 0 } else { EXIT_SETUP }
+}
+
+/// The options make no sense, so the policy is not known either; port 993 is guessed by the word.
+fn refuse(error: &Error, stderr: Stderr) -> u8 {
+    let mut log = Log::open(
+        Destination::Auto,
+        Verbosity::Normal,
+        stderr == Stderr::Usable,
+    );
+    let mut words = std::env::args_os().chain(std::env::var_os("IMAP_TLS_TLS"));
+    let is_implicit = words.any(|word| word.to_string_lossy().contains("implicit"));
+    if let Ok(Activation::Connection(mut connection)) = Activation::take(false) {
+        log.set_subject(&connection);
+        connection.part(if is_implicit { b"" } else { UNAVAILABLE });
+    }
+    log.error(error);
+    error.exit_status()
+}
+
+fn serve(options: Box<Options>, source: cli::Source, stderr: Stderr) -> u8 {
+    let mut log = Log::open(
+        options.destination,
+        options.verbosity,
+        stderr == Stderr::Usable,
+    );
+    let result = Activation::take(!options.listening.addresses.is_empty());
+    let result = result.and_then(|activation| match activation {
+        Activation::Connection(mut connection) => {
+            log.set_subject(&connection);
+            let result = session(&options, &log, &mut connection);
+            Ok(conclude(result, options.policy, &log, &mut connection))
+        }
+        Activation::Listening(inherited) => {
+            listen(options, source, &mut log, inherited).map(|()| 0)
+        }
+    });
+    result.unwrap_or_else(|error| {
+        log.error(&error);
+        error.exit_status()
+    })
+}
+
+/// Sockets, what all connections have in common, then the connections, each with a process of its own.
+fn listen(
+    options: Box<Options>,
+    source: cli::Source,
+    log: &mut Log,
+    inherited: Vec<OwnedFd>,
+) -> Result<(), Error> {
+    Children::expect()?;
+    let sockets = Sockets::open(&options.listening.addresses, inherited)?;
+    examine_processor();
+    let serving = Serving::prepare(options, source, log)?;
+    listener::listen(sockets, serving, log)
+}

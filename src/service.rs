@@ -1,0 +1,171 @@
+//! What the listener serves: everything that connections have in common, made once, and the process of each.
+
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::unistd::Pid;
+
+use crate::activation::Connection;
+use crate::channel::Channel;
+use crate::cli::{self, BackendChoice, Listening, Options, Refusal, Request};
+use crate::error::{EXIT_TEMPORARY, Error, reason};
+use crate::imap::Policy;
+use crate::keeper::SharedKeeper;
+use crate::listener::Service;
+use crate::log::Log;
+use crate::sandbox::Plan;
+use crate::session::{Served, attend, conclude};
+use crate::setup::{Plans, PreparedBackend, set_up_tls, start_shared_keeper, tls_fault};
+use crate::sys;
+use crate::tls::TlsServer;
+use crate::trust::Trust;
+
+/// What is served until the next renewal, and where its options came from.
+pub(crate) struct Serving {
+    common: Common,
+    source: cli::Source,
+}
+
+/// What all connections have in common.
+struct Common {
+    backend: PreparedBackend,
+    keeper: SharedKeeper,
+    network: Plan,
+    options: Rc<Options>,
+    tls: TlsServer,
+}
+
+/// What a client is told for whom there is no room (RFC 5530 section 3).
+const NO_ROOM: &[u8] = b"* BYE [UNAVAILABLE] too many connections, try again later\r\n";
+/// What the keeper has open beside a socket for each connection, and for those of clients that are leaving.
+const SPARE_DESCRIPTORS: u64 = 64;
+
+impl Serving {
+    /// Reads all there is to read, and starts the keeper.
+    ///
+    /// # Errors
+    /// Whatever is wrong with options and files.
+    pub(crate) fn prepare(
+        options: Box<Options>,
+        source: cli::Source,
+        log: &Log,
+    ) -> Result<Self, Error> {
+        raise_descriptor_limit();
+        let common = Common::prepare(Rc::from(options), log)?;
+        Ok(Self { common, source })
+    }
+}
+
+/// The listener has few descriptors, and its keeper one for each handshake: what the superserver allows at all is allowed.
+fn raise_descriptor_limit() {
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        if soft < hard {
+            // Where it cannot be raised, fewer handshakes are had at a time.
+            let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+        }
+    }
+}
+
+impl Common {
+    fn prepare(options: Rc<Options>, log: &Log) -> Result<Self, Error> {
+        if matches!(options.backend, BackendChoice::Descriptor(_)) {
+            return Err(Error::Usage(
+                "--backend-fd is one connection's, so it conflicts with listening".to_owned(),
+            ));
+        }
+        let mut plans = Plans::look_up(&options, log)?;
+        let trust = options.client_auth.as_ref().map(Trust::read).transpose()?;
+        let backend = PreparedBackend::prepare(&options.backend)?;
+        plans.keeper.descriptors = keeper_descriptors(options.listening.max_connections);
+        let (keeper, offer) = start_shared_keeper(&options, trust.as_ref(), &plans.keeper)?;
+        for warning in &offer.warnings {
+            log.warning(warning);
+        }
+        let tls = set_up_tls(&options, offer, trust.as_ref())?;
+        Ok(Self {
+            backend,
+            keeper,
+            network: plans.network,
+            options,
+            tls,
+        })
+    }
+
+    /// The life of a connection's process; returns its exit status.
+    fn serve(&self, client: OwnedFd, keeper: OwnedFd, log: &Log) -> u8 {
+        let mut connection = Connection::of(Channel::new(client, None));
+        let log = log.for_connection(&connection);
+        let client = self.keeper.client.clone();
+        client.adopt(keeper);
+        let backend = self
+            .backend
+            .start(self.options.policy, connection.addresses.as_ref(), &log);
+        let result = backend.and_then(|backend| {
+            let served = Served {
+                backend,
+                connection: &mut connection,
+                keeper: &client,
+                log: &log,
+                options: &self.options,
+                plan: &self.network,
+            };
+            attend(served, || self.tls.session().map_err(tls_fault))
+        });
+        conclude(result, self.options.policy, &log, &mut connection)
+    }
+}
+
+/// As many as may be needed, or as many as there may be.
+fn keeper_descriptors(connections: usize) -> u64 {
+    let most = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(_, hard)| hard);
+    most.min(connections as u64 + SPARE_DESCRIPTORS)
+}
+
+impl Service for Serving {
+    fn listening(&self) -> &Listening {
+        &self.common.options.listening
+    }
+
+    fn refusal(&self) -> &'static [u8] {
+        let options = &self.common.options;
+        if options.policy == Policy::Implicit || options.listening.refusal == Refusal::Silent {
+            b""
+        } else {
+            NO_ROOM
+        }
+    }
+
+    fn keeper(&self) -> Pid {
+        self.common.keeper.process
+    }
+
+    fn reload(&mut self, log: &mut Log) -> Result<(), Error> {
+        let Request::Serve(options) = self.source.read()? else {
+            return Err(Error::Usage(
+                "there is nothing to serve any more".to_owned(),
+            ));
+        };
+        if options.listening.addresses != self.common.options.listening.addresses {
+            log.warning("--listen has changed, which takes a restart");
+        }
+        self.common = Common::prepare(Rc::from(options), log)?;
+        log.set_verbosity(self.common.options.verbosity);
+        Ok(())
+    }
+
+    fn renew(&mut self, log: &Log) -> Result<(), Error> {
+        self.common = Common::prepare(self.common.options.clone(), log)?;
+        Ok(())
+    }
+
+    fn start(&self, client: &mut Option<OwnedFd>, log: &Log) -> Result<Pid, Error> {
+        let mut keeper = Some(self.common.keeper.admit()?);
+        // What is taken in the child is still here, and in its hands there.
+        sys::fork_into(|| match (client.take(), keeper.take()) {
+            (Some(client), Some(keeper)) => self.common.serve(client, keeper, log),
+            _ => EXIT_TEMPORARY,
+        })
+        .map_err(|error| Error::system("cannot start a process for a client", reason(&error)))
+    }
+}
