@@ -77,8 +77,8 @@ impl Common {
         let mut plans = Plans::look_up(&options, log)?;
         let trust = options.client_auth.as_ref().map(Trust::read).transpose()?;
         let backend = PreparedBackend::prepare(&options.backend)?;
-        plans.keeper.descriptors = keeper_descriptors(options.listening.max_connections);
-        let (keeper, offer) = start_shared_keeper(&options, trust.as_ref(), &plans.keeper)?;
+        plans.keeper.limits.descriptors = keeper_descriptors(options.listening.max_connections);
+        let (keeper, offer) = start_shared_keeper(&options, trust.as_ref(), plans.keeper)?;
         for warning in &offer.warnings {
             log.warning(warning);
         }
@@ -102,13 +102,14 @@ impl Common {
             .backend
             .start(self.options.policy, connection.addresses.as_ref(), &log);
         let result = backend.and_then(|backend| {
+            let plan = self.network.copy()?;
             let served = Served {
                 backend,
                 connection: &mut connection,
                 keeper: &client,
                 log: &log,
                 options: &self.options,
-                plan: &self.network,
+                plan,
             };
             attend(served, || self.tls.session().map_err(tls_fault))
         });

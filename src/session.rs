@@ -62,14 +62,14 @@ pub(crate) fn session(
     plans.network.bounding_set = plans.keeper.bounding_set;
     // Here, so that it is done once for the keeper and for us: what it takes on a virtual machine is a good part of a fork.
     examine_processor();
-    let keeper = start_keeper(options, trust.as_ref(), &plans.keeper)?;
+    let keeper = start_keeper(options, trust.as_ref(), plans.keeper)?;
     let served = Served {
         backend,
         connection,
         keeper: &keeper,
         log,
         options,
-        plan: &plans.network,
+        plan: plans.network,
     };
     attend(served, || {
         let offer = keeper.introduction()?;
@@ -90,7 +90,7 @@ pub(crate) struct Served<'a> {
     pub(crate) keeper: &'a KeeperClient,
     pub(crate) log: &'a Log,
     pub(crate) options: &'a Options,
-    pub(crate) plan: &'a Plan,
+    pub(crate) plan: Plan,
 }
 
 /// The sandbox, and in it the client: to the end of the session.

@@ -12,7 +12,9 @@ use crate::imap::Policy;
 use crate::keeper::{self, KeeperClient, KeeperFiles, Lookups, Offer, Opener, SharedKeeper};
 use crate::log::Log;
 use crate::relay::BackendSource;
-use crate::sandbox::{self, BoundingSet, Confinement, FEW_DESCRIPTORS, FileGrowth, Identity, Plan};
+use crate::sandbox::{
+    self, BoundingSet, Confinement, FEW_DESCRIPTORS, FileGrowth, Identity, Limits, Plan,
+};
 use crate::sys;
 use crate::tls::{Settings, TicketLimits, TlsServer};
 use crate::trust::Trust;
@@ -37,9 +39,11 @@ impl Plans {
         let plan = |confinement, file_growth| Plan {
             bounding_set: BoundingSet::Full,
             confinement,
-            descriptors: FEW_DESCRIPTORS,
-            file_growth,
-            memory_limit: options.memory_limit,
+            limits: Limits {
+                descriptors: FEW_DESCRIPTORS,
+                file_growth,
+                memory: options.memory_limit,
+            },
         };
         match &options.separation {
             Separation::Unprivileged => {
@@ -138,10 +142,10 @@ fn take_descriptor(number: RawFd) -> Result<BackendSource, Error> {
 pub(crate) fn start_keeper(
     options: &Options,
     trust: Option<&Trust>,
-    plan: &Plan,
+    plan: Plan,
 ) -> Result<KeeperClient, Error> {
     with_keeper_files(options, trust, |files| {
-        let opener = start_opener(options, plan, Lookups::Few)?;
+        let opener = start_opener(options, plan.bounding_set, Lookups::Few)?;
         KeeperClient::start(files, opener, plan)
     })
 }
@@ -153,18 +157,22 @@ pub(crate) fn start_keeper(
 pub(crate) fn start_shared_keeper(
     options: &Options,
     trust: Option<&Trust>,
-    plan: &Plan,
+    plan: Plan,
 ) -> Result<(SharedKeeper, Offer), Error> {
     with_keeper_files(options, trust, |files| {
-        let opener = start_opener(options, plan, Lookups::Unbounded)?;
+        let opener = start_opener(options, plan.bounding_set, Lookups::Unbounded)?;
         SharedKeeper::start(files, opener, plan)
     })
 }
 
-fn start_opener(options: &Options, plan: &Plan, lookups: Lookups) -> Result<Option<Opener>, Error> {
+fn start_opener(
+    options: &Options,
+    bounding_set: BoundingSet,
+    lookups: Lookups,
+) -> Result<Option<Opener>, Error> {
     let directory = options.certificate_directory.as_deref();
     directory
-        .map(|directory| Opener::start(directory, plan.bounding_set, lookups))
+        .map(|directory| Opener::start(directory, bounding_set, lookups))
         .transpose()
 }
 

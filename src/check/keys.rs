@@ -72,7 +72,7 @@ fn ask_keeper<T>(
     ask: impl FnOnce(Offer) -> T,
 ) -> Result<T, Error> {
     let plan = plan(found, |found| found.keeper, options.memory_limit)?;
-    let keeper = start_keeper(options, trust, &plan)?;
+    let keeper = start_keeper(options, trust, plan)?;
     let result = keeper.introduction().map(ask);
     keeper.release();
     // And the opener, if there is one.

@@ -13,7 +13,7 @@ use std::path::Path;
 use crate::cli::{Options, Separation};
 use crate::error::{EXIT_SETUP, Error, reason};
 use crate::sandbox::{
-    self, BoundingSet, Confinement, FEW_DESCRIPTORS, FileGrowth, Identity, Plan, Role,
+    self, BoundingSet, Confinement, FEW_DESCRIPTORS, FileGrowth, Identity, Limits, Plan, Role,
 };
 use crate::sys;
 
@@ -210,10 +210,16 @@ impl Found<'_> {
         Ok(Plan {
             bounding_set: BoundingSet::Full,
             confinement: Some(Confinement { identity, root }),
-            descriptors: FEW_DESCRIPTORS,
-            file_growth: FileGrowth::Forbidden,
-            memory_limit,
+            limits: limits(memory_limit),
         })
+    }
+}
+
+fn limits(memory: u64) -> Limits {
+    Limits {
+        descriptors: FEW_DESCRIPTORS,
+        file_growth: FileGrowth::Forbidden,
+        memory,
     }
 }
 
@@ -227,9 +233,7 @@ fn plan(
         None => Ok(Plan {
             bounding_set: BoundingSet::Full,
             confinement: None,
-            descriptors: FEW_DESCRIPTORS,
-            file_growth: FileGrowth::Forbidden,
-            memory_limit,
+            limits: limits(memory_limit),
         }),
     }
 }
@@ -239,7 +243,7 @@ fn check_confinement(report: &mut Report, found: Option<&Found<'_>>, memory_limi
     use nix::sys::wait::{WaitStatus, waitpid};
     const FAILED: u8 = 1;
     let entered = plan(found, |found| found.network, memory_limit).and_then(|plan| {
-        let child = sys::fork_into(|| match sandbox::enter(Role::Network, &plan, &[]) {
+        let child = sys::fork_into(|| match sandbox::enter(Role::Network, plan, &[]) {
             Ok(_) => 0,
             Err(_) => FAILED,
         });

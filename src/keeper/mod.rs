@@ -109,7 +109,7 @@ impl KeeperClient {
     pub(crate) fn start(
         files: &KeeperFiles<'_>,
         opener: Option<Opener>,
-        plan: &Plan,
+        plan: Plan,
     ) -> Result<Self, Error> {
         let (ours, theirs) = socket_pair(SockType::SeqPacket)?;
         start_process(|| process::run(&theirs, files, opener.as_ref(), plan, &Audience::One))?;
@@ -192,7 +192,7 @@ impl SharedKeeper {
     pub(crate) fn start(
         files: &KeeperFiles<'_>,
         opener: Option<Opener>,
-        plan: &Plan,
+        plan: Plan,
     ) -> Result<(Self, Offer), Error> {
         let (ours, theirs) = socket_pair(SockType::SeqPacket)?;
         let process = start_process(|| match Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC) {

@@ -30,7 +30,7 @@ pub(super) fn run(
     socket: &OwnedFd,
     files: &KeeperFiles<'_>,
     opener: Option<&Opener>,
-    plan: &Plan,
+    plan: Plan,
     audience: &Audience,
 ) -> u8 {
     let mut kept: Vec<_> = opener

@@ -4,7 +4,6 @@ use std::os::fd::BorrowedFd;
 
 use nix::sys::resource::{Resource, setrlimit};
 
-use super::Plan;
 use crate::error::{Error, reason};
 use crate::sys;
 
@@ -18,23 +17,33 @@ pub(crate) enum FileGrowth {
 /// What a process for one connection needs: poll(2) refuses more descriptors than this limit allows to be open.
 pub(crate) const FEW_DESCRIPTORS: u64 = 8;
 
+/// How much there may be of what.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// How many may be open.
+    pub(crate) descriptors: u64,
+    pub(crate) file_growth: FileGrowth,
+    /// In octets of address space.
+    pub(crate) memory: u64,
+}
+
 /// Sets the limits of getrlimit(2), soft and hard, and makes the process neither dumpable nor traceable (prctl(2)).
 ///
 /// # Errors
 /// `System` at the first limit that the kernel refuses.
-pub(super) fn set_limits(plan: &Plan) -> Result<(), Error> {
-    let mut limits = vec![
-        (Resource::RLIMIT_AS, plan.memory_limit, "address space"),
+pub(super) fn set_limits(limits: Limits) -> Result<(), Error> {
+    let mut all = vec![
+        (Resource::RLIMIT_AS, limits.memory, "address space"),
         (Resource::RLIMIT_CORE, 0, "core files"),
-        (Resource::RLIMIT_NOFILE, plan.descriptors, "descriptors"),
+        (Resource::RLIMIT_NOFILE, limits.descriptors, "descriptors"),
         (Resource::RLIMIT_NPROC, 0, "processes"),
         (Resource::RLIMIT_MEMLOCK, 0, "locked memory"),
         (Resource::RLIMIT_MSGQUEUE, 0, "message queues"),
     ];
-    if plan.file_growth == FileGrowth::Forbidden {
-        limits.push((Resource::RLIMIT_FSIZE, 0, "file size"));
+    if limits.file_growth == FileGrowth::Forbidden {
+        all.push((Resource::RLIMIT_FSIZE, 0, "file size"));
     }
-    for (resource, limit, what) in limits {
+    for (resource, limit, what) in all {
         setrlimit(resource, limit, limit).map_err(|error| {
             Error::system(format!("cannot limit {what} to {limit}"), error.desc())
         })?;

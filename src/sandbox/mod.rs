@@ -12,7 +12,7 @@ use std::path::Path;
 use nix::libc;
 
 pub(crate) use identity::{BackendUser, Identity};
-pub(crate) use limits::{FEW_DESCRIPTORS, FileGrowth, close_all_but};
+pub(crate) use limits::{FEW_DESCRIPTORS, FileGrowth, Limits, close_all_but};
 
 use crate::error::{Error, reason};
 use crate::sys;
@@ -76,11 +76,26 @@ pub(crate) struct Plan {
     pub(crate) bounding_set: BoundingSet,
     /// `None`: started by a plain user, without privileges to give up.
     pub(crate) confinement: Option<Confinement>,
-    /// How many may be open.
-    pub(crate) descriptors: u64,
-    pub(crate) file_growth: FileGrowth,
-    /// In octets of address space.
-    pub(crate) memory_limit: u64,
+    pub(crate) limits: Limits,
+}
+
+impl Plan {
+    /// The same for one more process.
+    ///
+    /// # Errors
+    /// `System` if there is no descriptor to be had.
+    pub(crate) fn copy(&self) -> Result<Self, Error> {
+        let copy = |Confinement { identity, root }: &Confinement| {
+            let identity = *identity;
+            sys::duplicate(root.as_fd()).map(|root| Confinement { identity, root })
+        };
+        let confinement = self.confinement.as_ref().map(copy).transpose();
+        Ok(Self {
+            confinement: confinement
+                .map_err(|error| Error::system("cannot copy a descriptor", reason(&error)))?,
+            ..*self
+        })
+    }
 }
 
 /// What only root can do to itself.
@@ -97,18 +112,19 @@ pub(crate) struct Confinement {
 ///
 /// # Errors
 /// `System` at the first step that fails. The process must not serve then.
-pub(crate) fn enter(role: Role, plan: &Plan, kept: &[BorrowedFd<'_>]) -> Result<Sandboxed, Error> {
+pub(crate) fn enter(role: Role, plan: Plan, kept: &[BorrowedFd<'_>]) -> Result<Sandboxed, Error> {
     // Compiled first: the filter's tables need memory, which the limits may not leave.
     let program = filter::compile(role)?;
     plan.bounding_set.ensure_empty();
-    if let Some(Confinement { identity, root }) = &plan.confinement {
+    if let Some(Confinement { identity, root }) = plan.confinement {
         change_root(root.as_fd())?;
-        identity::drop_ids_permanently(*identity)?;
+        drop(root);
+        identity::drop_ids_permanently(identity)?;
     }
     sys::drop_all_capabilities()
         .map_err(|error| Error::system("cannot give up capabilities", reason(&error)))?;
     limits::close_all_but(kept)?;
-    limits::set_limits(plan)?;
+    limits::set_limits(plan.limits)?;
     // No program that could be started may ever give privileges back; seccomp(2) asks for it too.
     nix::sys::prctl::set_no_new_privs()
         .map_err(|error| Error::system("cannot set no_new_privs", error.desc()))?;
