@@ -5,6 +5,7 @@ use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use nix::libc;
 use nix::sys::socket::{
@@ -13,6 +14,7 @@ use nix::sys::socket::{
 
 use crate::channel::{Channel, is_pipe, is_socket};
 use crate::error::{Error, reason};
+use crate::proxy_header::Sender;
 use crate::sys;
 
 /// The client's connection, off the standard descriptors.
@@ -24,10 +26,12 @@ pub(crate) struct Connection {
 }
 
 /// Both ends of a TCP connection; IPv4 in IPv6 is given as IPv4.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Addresses {
-    pub(crate) local: SocketAddr,
-    pub(crate) peer: SocketAddr,
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Addresses {
+    /// Ours, or with a PROXY header the one that the client connected to.
+    pub local: SocketAddr,
+    /// The client's.
+    pub peer: SocketAddr,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -35,6 +39,15 @@ enum Kind {
     Inet,
     Pipe,
     Unix,
+}
+
+/// Who is at the other end, where that must be a balancer.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Peer {
+    /// It has reset the connection before we could ask.
+    Gone,
+    Listed,
+    Stranger,
 }
 
 /// What fd 2 is good for.
@@ -244,6 +257,56 @@ pub(crate) fn inet(address: &SockaddrStorage) -> Option<SocketAddr> {
     ))
 }
 
+/// Octets of [`Addresses::encode`]: the family, two addresses, two ports.
+pub(crate) const ADDRESSES_LENGTH: usize = 1 + 2 * 16 + 2 * 2;
+/// All travel as IPv6, IPv4 within it.
+const FAMILY_IPV6: u8 = 6;
+
+impl Addresses {
+    /// Fixed-size bytes for the launcher, which are zero where there are no addresses.
+    pub(crate) fn encode(addresses: Option<&Self>) -> [u8; ADDRESSES_LENGTH] {
+        let mut bytes = [0; ADDRESSES_LENGTH];
+        let Some(Self { local, peer }) = addresses else {
+            return bytes;
+        };
+        let octets = |ip| match ip {
+            IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+            IpAddr::V6(v6) => v6.octets(),
+        };
+        let ports = [peer.port().to_be_bytes(), local.port().to_be_bytes()];
+        let content = [FAMILY_IPV6]
+            .into_iter()
+            .chain(octets(peer.ip()))
+            .chain(octets(local.ip()))
+            .chain(ports.into_iter().flatten());
+        for (to, from) in bytes.iter_mut().zip(content) {
+            *to = from;
+        }
+        bytes
+    }
+
+    /// The addresses in `bytes`, checked: who reads them has privileges, who wrote them has none. The outer `None` refuses them.
+    pub(crate) fn decode(bytes: &[u8; ADDRESSES_LENGTH]) -> Option<Option<Self>> {
+        let (kind, rest) = bytes.split_first()?;
+        let (peer, rest) = rest.split_first_chunk::<16>()?;
+        let (local, ports) = rest.split_first_chunk::<16>()?;
+        let address = |octets: &[u8; 16], port| {
+            SocketAddr::new(IpAddr::V6((*octets).into()).to_canonical(), port)
+        };
+        let &[p1, p2, l1, l2] = ports else {
+            return None;
+        };
+        match *kind {
+            0 if bytes.iter().all(|octet| *octet == 0) => Some(None),
+            FAMILY_IPV6 => Some(Some(Self {
+                local: address(local, u16::from_be_bytes([l1, l2])),
+                peer: address(peer, u16::from_be_bytes([p1, p2])),
+            })),
+            _ => None,
+        }
+    }
+}
+
 /// The client as log lines name it.
 impl fmt::Display for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -256,6 +319,20 @@ impl fmt::Display for Connection {
 }
 
 impl Connection {
+    /// Whether these are the senders of its PROXY header. Nothing can be said of an inet peer that is gone already, except that
+    /// it is none of them.
+    pub(crate) fn is_from(&self, senders: &[Sender]) -> Peer {
+        let peer = match (self.kind, self.addresses) {
+            (Kind::Inet, None) => return Peer::Gone,
+            (_, addresses) => addresses.map(|addresses| addresses.peer.ip()),
+        };
+        if senders.iter().any(|sender| sender.includes(peer)) {
+            Peer::Listed
+        } else {
+            Peer::Stranger
+        }
+    }
+
     /// Says goodbye to a client of whom nothing was read, so that it can read it: what it sent already is dropped by the
     /// kernel, unseen, since unread bytes would turn our close into a reset that takes the goodbye along.
     pub(crate) fn part(&mut self, goodbye: &[u8]) {
@@ -265,11 +342,17 @@ impl Connection {
         let (Kind::Inet, Some(socket)) = (self.kind, self.channel.input()) else {
             return;
         };
-        let patience = nix::sys::time::TimeSpec::new(PARTING_SECONDS, 0);
+        let deadline = Instant::now() + PARTING_TIME;
         let mut left = PARTING_OCTETS;
         while left > 0 {
+            let patience = deadline.saturating_duration_since(Instant::now());
             let mut poll = [nix::poll::PollFd::new(socket, nix::poll::PollFlags::POLLIN)];
-            if !matches!(nix::poll::ppoll(&mut poll, Some(patience), None), Ok(1)) {
+            if patience.is_zero()
+                || !matches!(
+                    nix::poll::ppoll(&mut poll, Some(patience.into()), None),
+                    Ok(1)
+                )
+            {
                 return;
             }
             match sys::discard_input(socket, left) {
@@ -280,8 +363,8 @@ impl Connection {
     }
 }
 
-/// How long, at each step, a client may take to close after a goodbye.
-const PARTING_SECONDS: i64 = 1;
+/// How long a client may take to close after a goodbye, however slowly it still sends.
+const PARTING_TIME: Duration = Duration::from_secs(1);
 /// How much a client may still send after a goodbye.
 const PARTING_OCTETS: usize = 64 * 1024;
 
@@ -294,6 +377,39 @@ mod tests {
         let mapped = SocketAddr::new("::ffff:192.0.2.7".parse().unwrap(), 4711);
         let storage = SockaddrStorage::from(mapped);
         assert_eq!(inet(&storage).unwrap().to_string(), "192.0.2.7:4711");
+    }
+
+    fn addresses(peer: &str, local: &str) -> Addresses {
+        let [local, peer] = [local, peer].map(|address| address.parse().unwrap());
+        Addresses { local, peer }
+    }
+
+    #[test]
+    fn addresses_survive_the_way_to_the_launcher() {
+        assert_eq!(
+            Addresses::decode(&Addresses::encode(None)),
+            Some(None),
+            "unchanged"
+        );
+        for addresses in [
+            addresses("192.0.2.7:4711", "198.51.100.1:143"),
+            addresses("[2001:db8::7]:65535", "[2001:db8::1]:0"),
+            // A balancer that listens on both tells of both.
+            addresses("192.0.2.7:1", "[2001:db8::1]:993"),
+        ] {
+            let bytes = Addresses::encode(Some(&addresses));
+            assert_eq!(Addresses::decode(&bytes), Some(Some(addresses)));
+        }
+    }
+
+    #[test]
+    fn forged_addresses_are_refused() {
+        let good = Addresses::encode(Some(&addresses("192.0.2.7:4711", "198.51.100.1:143")));
+        for family in (0..=u8::MAX).filter(|family| *family != FAMILY_IPV6) {
+            let mut bytes = good;
+            bytes[0] = family;
+            assert_eq!(Addresses::decode(&bytes), None, "{family}");
+        }
     }
 
     #[test]

@@ -12,9 +12,9 @@ use nix::sys::signal::Signal;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
 use nix::unistd::{AccessFlags, Pid};
 
-use environment::{environment, set_addresses, set_user, tls_environment};
+use environment::{environment, remove_balancer, set_addresses, set_user, tls_environment};
 
-use crate::activation::Addresses;
+use crate::activation::{ADDRESSES_LENGTH, Addresses};
 use crate::channel::Channel;
 use crate::cli::BackendUserChoice;
 use crate::error::{EXIT_SETUP, EXIT_TEMPORARY, Error, reason};
@@ -28,8 +28,18 @@ use crate::tls::{ClientIdentity, FACTS_LENGTH, Facts};
 pub(crate) struct Program {
     arguments: Vec<CString>,
     environment: Vec<CString>,
+    origin: Origin,
     path: CString,
     user: User,
+}
+
+/// Where the client's address comes from.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Origin {
+    /// A balancer's PROXY header, which the network process reads: the launcher is told.
+    Header,
+    /// The socket: nobody has to tell the launcher, and nobody may.
+    Socket,
 }
 
 /// Whom the backend runs as.
@@ -62,7 +72,11 @@ impl Program {
     ///
     /// # Errors
     /// `Setup` if it is not there or cannot be executed, or its user is unknown.
-    pub(crate) fn prepare(command: &[OsString], user: &BackendUserChoice) -> Result<Self, Error> {
+    pub(crate) fn prepare(
+        command: &[OsString],
+        user: &BackendUserChoice,
+        origin: Origin,
+    ) -> Result<Self, Error> {
         let user = match user {
             BackendUserChoice::AsStarted => User::AsStarted,
             BackendUserChoice::Named(name) => User::Known(BackendUser::look_up(name)?),
@@ -77,6 +91,7 @@ impl Program {
         Ok(Self {
             arguments,
             environment: environment()?,
+            origin,
             path: c_string(path.as_os_str().as_bytes())?,
             user,
         })
@@ -128,8 +143,9 @@ fn check_program(path: &Path) -> Result<(), String> {
     }
 }
 
-/// The launcher's record: one octet for what to do, then the facts, zero where there is no TLS.
-const RECORD_LENGTH: usize = 1 + FACTS_LENGTH;
+/// The launcher's record: one octet for what to do, then the client's addresses, zero where they are the socket's, then the facts,
+/// zero where there is no TLS.
+const RECORD_LENGTH: usize = 1 + ADDRESSES_LENGTH + FACTS_LENGTH;
 const GO_CLEARTEXT: u8 = 1;
 const GO_TLS: u8 = 2;
 
@@ -165,13 +181,14 @@ impl Launcher {
         self.channel.descriptors().chain([self.control.as_fd()])
     }
 
-    /// Tells the launcher to become the backend, and what is known about TLS. Should the launcher be gone, the backend's
-    /// end of file tells.
-    pub(crate) fn go(self, facts: Option<&Facts>) -> Backend {
-        let record: Vec<u8> = match facts {
-            Some(facts) => [&[GO_TLS], facts.encode().as_slice()].concat(),
-            None => [&[GO_CLEARTEXT], [0; FACTS_LENGTH].as_slice()].concat(),
+    /// Tells the launcher to become the backend, what is known about TLS, and whose the connection is if a header said so.
+    /// Should the launcher be gone, the backend's end of file tells.
+    pub(crate) fn go(self, facts: Option<&Facts>, addresses: Option<&Addresses>) -> Backend {
+        let (what, facts) = match facts {
+            Some(facts) => (GO_TLS, facts.encode()),
+            None => (GO_CLEARTEXT, [0; FACTS_LENGTH]),
         };
+        let record = [&[what], Addresses::encode(addresses).as_slice(), &facts].concat();
         let _ = send(self.control.as_raw_fd(), &record, MsgFlags::MSG_NOSIGNAL);
         Backend {
             channel: self.channel,
@@ -201,21 +218,49 @@ fn launch(
             Err(_) => return EXIT_TEMPORARY,
         }
     };
-    let facts = match (length, &record) {
+    let told = match length {
         // Released without having been needed: no TLS, no backend.
-        (0, _) => return 0,
-        (RECORD_LENGTH, [GO_CLEARTEXT, ..]) => None,
-        (RECORD_LENGTH, [GO_TLS, facts @ .., _]) => match Facts::decode(facts) {
-            Some(facts) => Some(facts),
-            None => return refuse_record(log),
-        },
-        _ => return refuse_record(log),
+        0 => return 0,
+        RECORD_LENGTH => Told::decode(&record, program.origin),
+        _ => None,
+    };
+    let Some(told) = told else {
+        return refuse_record(log);
     };
     let mut environment = program.environment.clone();
-    if let Some(addresses) = addresses {
+    if let Some(addresses) = &told.addresses {
+        log.set_subject(&addresses.peer);
+        remove_balancer(&mut environment);
+    }
+    if let Some(addresses) = told.addresses.as_ref().or(addresses) {
         set_addresses(&mut environment, addresses);
     }
-    become_backend(program, environment, log, socket, facts.as_ref())
+    become_backend(program, environment, log, socket, told.facts.as_ref())
+}
+
+/// What the launcher is told.
+struct Told {
+    /// `None`: the socket's.
+    addresses: Option<Addresses>,
+    facts: Option<Facts>,
+}
+
+impl Told {
+    /// The content of a record, checked: who reads it has privileges, who wrote it has none.
+    fn decode(record: &[u8], origin: Origin) -> Option<Self> {
+        let (what, rest) = record.split_first()?;
+        let (addresses, rest) = rest.split_first_chunk()?;
+        let addresses = Addresses::decode(addresses)?;
+        if origin == Origin::Socket && addresses.is_some() {
+            return None;
+        }
+        let facts = match *what {
+            GO_CLEARTEXT => None,
+            GO_TLS => Some(Facts::decode(rest.first_chunk()?)?),
+            _ => return None,
+        };
+        Some(Self { addresses, facts })
+    }
 }
 
 fn refuse_record(log: &Log) -> u8 {
@@ -302,5 +347,29 @@ impl Backend {
     /// Hands the backend over, leaving nobody.
     pub(crate) fn take(&mut self) -> Self {
         std::mem::replace(self, Self::gone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(what: u8, family: u8) -> Vec<u8> {
+        let mut record = vec![0; RECORD_LENGTH];
+        record[0] = what;
+        record[1] = family;
+        record
+    }
+
+    #[test]
+    fn a_launcher_is_told_addresses_only_where_a_header_has_them() {
+        const IPV6: u8 = 6;
+        let told = |family, origin| Told::decode(&record(GO_CLEARTEXT, family), origin);
+        assert!(told(0, Origin::Socket).is_some_and(|told| told.addresses.is_none()));
+        assert!(told(0, Origin::Header).is_some_and(|told| told.addresses.is_none()));
+        assert!(told(IPV6, Origin::Header).is_some_and(|told| told.addresses.is_some()));
+        assert!(told(IPV6, Origin::Socket).is_none());
+        assert!(told(4, Origin::Header).is_none());
+        assert!(Told::decode(&record(3, 0), Origin::Header).is_none());
     }
 }

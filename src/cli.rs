@@ -23,6 +23,7 @@ use crate::error::Error;
 use crate::imap::Policy;
 use crate::keeper::{CERTIFICATES, CertificateFiles};
 use crate::log::{Destination, Verbosity};
+use crate::proxy_header::Sender;
 use crate::tls::{ClientDemand, OldestVersion, UnknownName};
 
 /// What one run of the program is to do.
@@ -44,6 +45,8 @@ pub(crate) struct Options {
     pub(crate) ocsp: Vec<PathBuf>,
     pub(crate) oldest_version: OldestVersion,
     pub(crate) policy: Policy,
+    /// Who may, and must, send a PROXY header (`--accept-proxy`); empty: a header is but a bad client.
+    pub(crate) proxy_from: Vec<Sender>,
     pub(crate) separation: Separation,
     pub(crate) ticket_keys: Option<PathBuf>,
     pub(crate) unknown_name: UnknownName,
@@ -202,6 +205,7 @@ impl Arguments {
             self.tls,
         )?;
         let backend = choose_backend(self.backend, self.backend_fd, backend_user)?;
+        let proxy_from = choose_senders(self.accept_proxy, self.proxy_from)?;
         let certificates = pair_certificates(self.cert, self.key, self.cert_dir.is_some())?;
         if certificates.is_empty() && !self.ocsp.is_empty() {
             return Err(Error::Usage(
@@ -272,6 +276,7 @@ impl Arguments {
                 PolicyName::Optional => Policy::Optional,
                 PolicyName::Implicit => Policy::Implicit,
             },
+            proxy_from,
             separation,
             ticket_keys: self.ticket_keys,
             unknown_name: if self.strict_sni {
@@ -346,6 +351,21 @@ fn choose_client_auth(
         },
         revocations,
     }))
+}
+
+/// One without the other is a slip: whoever may send a header must do so, and nobody may unless it is said who.
+fn choose_senders(is_accepted: bool, senders: Vec<Sender>) -> Result<Vec<Sender>, Error> {
+    match (is_accepted, senders.is_empty()) {
+        (true, true) => Err(Error::Usage(
+            "--accept-proxy without --proxy-from: name the balancers' addresses, since anybody else could write any \
+             address into a header"
+                .to_owned(),
+        )),
+        (false, false) => Err(Error::Usage(
+            "--proxy-from without --accept-proxy, so no header would be read".to_owned(),
+        )),
+        _ => Ok(senders),
+    }
 }
 
 /// A certificate names the user only where every session has one: under `optional` the first backend starts before TLS.
@@ -506,6 +526,17 @@ mod tests {
                 "--cert c --key k --backend-fd 3 --backend-user u",
                 true,
                 "--backend-user",
+            ),
+            ("--cert c --accept-proxy imapd", true, "--proxy-from"),
+            (
+                "--cert c --proxy-from 192.0.2.1 imapd",
+                true,
+                "--accept-proxy",
+            ),
+            (
+                "--cert c --accept-proxy --proxy-from 192.0.2.1/24 imapd",
+                true,
+                "192.0.2.0/24",
             ),
             ("--cert c --key k imapd", false, "--unprivileged"),
             (

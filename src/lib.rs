@@ -29,6 +29,7 @@ pub mod keeper;
 mod listener;
 mod log;
 mod program;
+pub mod proxy_header;
 mod relay;
 mod sandbox;
 mod service;

@@ -3,6 +3,7 @@
 //! The syslog line is made here and not by a crate: those at hand look up the time zone and open their socket again at
 //! each fault, and after the sandbox is entered either would be death by its filter.
 
+use std::cell::RefCell;
 use std::fmt;
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -59,7 +60,8 @@ pub(crate) struct Log {
     /// Whose lines these are; asked for once, since the sandbox does not let it be asked for again.
     process: u32,
     sink: Sink,
-    subject: String,
+    /// Of this process: it changes when a PROXY header tells whose the connection is.
+    subject: RefCell<String>,
     verbosity: Verbosity,
 }
 
@@ -92,7 +94,7 @@ impl Log {
         Self {
             process: std::process::id(),
             sink,
-            subject: "imap-tls".to_owned(),
+            subject: RefCell::new("imap-tls".to_owned()),
             verbosity,
         }
     }
@@ -102,7 +104,7 @@ impl Log {
         Self {
             process: std::process::id(),
             sink: self.sink.clone(),
-            subject: subject.to_string(),
+            subject: RefCell::new(subject.to_string()),
             verbosity: self.verbosity,
         }
     }
@@ -113,8 +115,8 @@ impl Log {
     }
 
     /// From now on lines start with the client's address.
-    pub(crate) fn set_subject(&mut self, subject: &impl fmt::Display) {
-        self.subject = subject.to_string();
+    pub(crate) fn set_subject(&self, subject: &impl fmt::Display) {
+        self.subject.replace(subject.to_string());
     }
 
     /// The descriptor that must stay open for the log to work.
@@ -157,18 +159,16 @@ impl Log {
     }
 
     fn write(&self, severity: Severity, text: &dyn fmt::Display) {
+        let subject = self.subject.borrow();
         let mut line = match &self.sink {
             Sink::Nowhere => return,
             Sink::Stderr { priorities: true } => {
-                format!("<{}>{}: {text}", severity as u8, self.subject)
+                format!("<{}>{subject}: {text}", severity as u8)
             }
-            Sink::Stderr { priorities: false } => format!("{}: {text}", self.subject),
+            Sink::Stderr { priorities: false } => format!("{subject}: {text}"),
             Sink::Syslog(_) => {
                 let priority = FACILITY_MAIL | severity as u8;
-                format!(
-                    "<{priority}>imap-tls[{}]: {}: {text}",
-                    self.process, self.subject
-                )
+                format!("<{priority}>imap-tls[{}]: {subject}: {text}", self.process)
             }
         }
         .replace('\n', "\\n");

@@ -11,7 +11,7 @@ use crate::listener::{self, Sockets};
 use crate::log::{Destination, Log, Verbosity};
 use crate::relay::Children;
 use crate::service::Serving;
-use crate::session::{UNAVAILABLE, conclude, session};
+use crate::session::{UNAVAILABLE, conclude, is_welcome, session};
 use crate::tls::examine_processor;
 
 /// Runs the program; returns its exit status.
@@ -47,7 +47,7 @@ fn show(text: &str) -> u8 {
 
 /// The options make no sense, so the policy is not known either; port 993 is guessed by the word.
 fn refuse(error: &Error, stderr: Stderr) -> u8 {
-    let mut log = Log::open(
+    let log = Log::open(
         Destination::Auto,
         Verbosity::Normal,
         stderr == Stderr::Usable,
@@ -72,6 +72,10 @@ fn serve(options: Box<Options>, source: cli::Source, stderr: Stderr) -> u8 {
     let result = result.and_then(|activation| match activation {
         Activation::Connection(mut connection) => {
             log.set_subject(&connection);
+            if !is_welcome(&connection, &options.proxy_from, &log) {
+                connection.part(b"");
+                return Ok(0);
+            }
             let result = session(&options, &log, &mut connection);
             Ok(conclude(result, options.policy, &log, &mut connection))
         }

@@ -15,7 +15,7 @@ use crate::keeper::SharedKeeper;
 use crate::listener::Service;
 use crate::log::Log;
 use crate::sandbox::Plan;
-use crate::session::{Served, attend, conclude};
+use crate::session::{Served, attend, conclude, is_welcome};
 use crate::setup::{Plans, PreparedBackend, set_up_tls, start_shared_keeper, tls_fault};
 use crate::sys;
 use crate::tls::TlsServer;
@@ -76,7 +76,7 @@ impl Common {
         }
         let mut plans = Plans::look_up(&options, log)?;
         let trust = options.client_auth.as_ref().map(Trust::read).transpose()?;
-        let backend = PreparedBackend::prepare(&options.backend)?;
+        let backend = PreparedBackend::prepare(&options)?;
         plans.keeper.limits.descriptors = keeper_descriptors(options.listening.max_connections);
         let (keeper, offer) = start_shared_keeper(&options, trust.as_ref(), plans.keeper)?;
         for warning in &offer.warnings {
@@ -96,6 +96,10 @@ impl Common {
     fn serve(&self, client: OwnedFd, keeper: OwnedFd, log: &Log) -> u8 {
         let mut connection = Connection::of(Channel::new(client, None));
         let log = log.for_connection(&connection);
+        if !is_welcome(&connection, &self.options.proxy_from, &log) {
+            connection.part(b"");
+            return 0;
+        }
         let client = self.keeper.client.clone();
         client.adopt(keeper);
         let backend = self

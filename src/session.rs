@@ -1,16 +1,18 @@
 //! The story of one connection, top to bottom: with whatever is privileged before the sandbox, and the client after it.
 
 use std::os::fd::BorrowedFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crate::activation::Connection;
+use crate::activation::{Connection, Peer};
 use crate::cli::Options;
 use crate::error::Error;
 use crate::imap::Policy;
 use crate::keeper::KeeperClient;
 use crate::log::Log;
+use crate::proxy_header::Sender;
+use crate::proxy_header::incoming::{self, Fault};
 use crate::relay::{self, BackendSource, Children, Parts};
-use crate::sandbox::{self, BoundingSet, Plan, Role};
+use crate::sandbox::{self, BoundingSet, Plan, Role, Sandboxed};
 use crate::setup::{Plans, PreparedBackend, set_up_tls, start_keeper, tls_fault};
 use crate::tls::{Tls, examine_processor};
 use crate::trust::Trust;
@@ -19,15 +21,49 @@ use crate::trust::Trust;
 pub(crate) const UNAVAILABLE: &[u8] =
     b"* BYE [UNAVAILABLE] the server is not set up correctly, try again later\r\n";
 
+/// Where balancers are expected, nobody else is served: anybody could write any address into a header. Not an octet is read.
+pub(crate) fn is_welcome(connection: &Connection, senders: &[Sender], log: &Log) -> bool {
+    if senders.is_empty() {
+        return true;
+    }
+    match connection.is_from(senders) {
+        Peer::Gone => log.debug("gone before it could be asked for its address (a health check?)"),
+        Peer::Listed => return true,
+        Peer::Stranger => log.info("refused: not among the balancers (--proxy-from)"),
+    }
+    false
+}
+
+/// How a connection ended.
+pub(crate) enum Outcome {
+    /// A balancer looked whether we are there.
+    Checked(relay::Report),
+    /// The PROXY header that had to come did not.
+    NoHeader(Fault),
+    Served(relay::Report),
+}
+
 /// The session line, or what went wrong and a goodbye to the client; returns the exit status.
 pub(crate) fn conclude(
-    result: Result<relay::Report, Error>,
+    result: Result<Outcome, Error>,
     policy: Policy,
     log: &Log,
     connection: &mut Connection,
 ) -> u8 {
     match result {
-        Ok(report) => {
+        Ok(Outcome::Checked(report)) => {
+            log.debug(&report);
+            report.exit_status()
+        }
+        Ok(Outcome::NoHeader(fault)) => {
+            match fault {
+                Fault::Silent => log.debug(format!("no PROXY header: {fault} (a health check?)")),
+                _ => log.warning(format!("no PROXY header (--accept-proxy): {fault}")),
+            }
+            connection.part(b"");
+            0
+        }
+        Ok(Outcome::Served(report)) => {
             log.info(&report);
             report.exit_status()
         }
@@ -48,12 +84,12 @@ pub(crate) fn session(
     options: &Options,
     log: &Log,
     connection: &mut Connection,
-) -> Result<relay::Report, Error> {
+) -> Result<Outcome, Error> {
     Children::expect()?;
     let mut plans = Plans::look_up(options, log)?;
     let trust = options.client_auth.as_ref().map(Trust::read).transpose()?;
     // What it needs is not needed here any more once its launchers have it.
-    let backend = PreparedBackend::prepare(&options.backend)?.start(
+    let backend = PreparedBackend::prepare(options)?.start(
         options.policy,
         connection.addresses.as_ref(),
         log,
@@ -97,7 +133,7 @@ pub(crate) struct Served<'a> {
 pub(crate) fn attend(
     served: Served<'_>,
     tls: impl FnOnce() -> Result<Tls, Error>,
-) -> Result<relay::Report, Error> {
+) -> Result<Outcome, Error> {
     let Served {
         backend,
         connection,
@@ -124,23 +160,70 @@ pub(crate) fn attend(
             .unwrap_or_else(|| Err(Error::System("the keeper's socket is gone".to_owned())))?
     };
     let result = tls().map(|tls| {
+        let began = Instant::now();
+        let whose = match learn_client(options, connection, log, &sandboxed) {
+            Ok(whose) => whose,
+            Err(fault) => return Outcome::NoHeader(fault),
+        };
+        let is_balancers_own = whose == Whose::Balancer;
         let parts = Parts {
+            addresses: connection.addresses,
             backend,
             children: &children,
             client: &mut connection.channel,
             handshake_timeout: options.handshake_timeout,
             keeper,
             log,
-            login_timeout: options.login_timeout,
+            login_timeout: options.login_timeout.saturating_sub(began.elapsed()),
             policy: options.policy,
+            proxy: match whose {
+                Whose::ClientBehind(balancer) => Some(balancer),
+                Whose::Balancer | Whose::Client => None,
+            },
             tls,
         };
-        relay::relay(parts, &sandboxed)
+        let report = relay::relay(parts, &sandboxed);
+        if is_balancers_own && report.is_uneventful() {
+            Outcome::Checked(report)
+        } else {
+            Outcome::Served(report)
+        }
     });
     // Whoever is still there was let go of, and ends at end of file.
     keeper.release();
     children.reap_rest(REAP_LIMIT);
     result
+}
+
+/// Whose the connection is.
+#[derive(Debug, Eq, PartialEq)]
+enum Whose {
+    /// The balancer's own, or of somebody whom it does not know: LOCAL and UNKNOWN.
+    Balancer,
+    Client,
+    /// With the balancer as log lines name it.
+    ClientBehind(String),
+}
+
+/// With `--accept-proxy`, reads the header. From here on the client is whom it names, in the log and for the backend.
+fn learn_client(
+    options: &Options,
+    connection: &mut Connection,
+    log: &Log,
+    sandboxed: &Sandboxed,
+) -> Result<Whose, Fault> {
+    if options.proxy_from.is_empty() {
+        return Ok(Whose::Client);
+    }
+    let limit = incoming::TIME_LIMIT.min(options.login_timeout);
+    let deadline = Instant::now() + limit;
+    let Some(addresses) = incoming::receive(&connection.channel, deadline, sandboxed)? else {
+        return Ok(Whose::Balancer);
+    };
+    let balancer = connection.to_string();
+    connection.addresses = Some(addresses);
+    log.set_subject(connection);
+    Ok(Whose::ClientBehind(balancer))
 }
 
 /// How long our own processes, which have nothing more to do, may take to end.

@@ -4,7 +4,7 @@
 use std::os::fd::{AsFd as _, RawFd};
 
 use crate::activation::Addresses;
-use crate::backend::{Backend, Launcher, Program};
+use crate::backend::{Backend, Launcher, Origin, Program};
 use crate::channel::Channel;
 use crate::cli::{BackendChoice, Options, Separation};
 use crate::error::{Error, reason};
@@ -89,11 +89,16 @@ impl PreparedBackend {
     ///
     /// # Errors
     /// `Setup`, naming the option.
-    pub(crate) fn prepare(choice: &BackendChoice) -> Result<Self, Error> {
-        match choice {
+    pub(crate) fn prepare(options: &Options) -> Result<Self, Error> {
+        let origin = if options.proxy_from.is_empty() {
+            Origin::Socket
+        } else {
+            Origin::Header
+        };
+        match &options.backend {
             BackendChoice::Descriptor(number) => Ok(Self::Descriptor(*number)),
             BackendChoice::Program { command, user } => {
-                Program::prepare(command, user).map(Self::Program)
+                Program::prepare(command, user, origin).map(Self::Program)
             }
         }
     }

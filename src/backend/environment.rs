@@ -20,6 +20,20 @@ pub(super) fn environment() -> Result<Vec<CString>, Error> {
         .collect()
 }
 
+/// Takes away every other name that a superserver has for its client, where that is a balancer.
+pub(super) fn remove_balancer(environment: &mut Vec<CString>) {
+    let is_balancers = |name: &[u8]| {
+        [&b"REMOTE_HOST"[..], b"TCPLOCALHOST", b"TCPREMOTEHOST"].contains(&name)
+            || name.starts_with(b"TCP6")
+            || name.starts_with(b"SOCAT_PEER")
+            || name.starts_with(b"SOCAT_SOCK")
+    };
+    environment.retain(|entry| {
+        let name = entry.as_bytes().split(|octet| *octet == b'=').next();
+        !name.is_some_and(is_balancers)
+    });
+}
+
 fn variable(name: &[u8], value: &[u8]) -> Result<CString, Error> {
     c_string(&[name, b"=", value].concat())
 }
@@ -102,4 +116,44 @@ pub(super) fn tls_environment(facts: &Facts) -> Vec<CString> {
         .iter()
         .filter_map(|(name, value)| variable(name.as_bytes(), value.as_bytes()).ok())
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_of_the_balancers_addresses_stays() {
+        let entry = |text: &str| CString::new(text).unwrap();
+        let mut environment: Vec<_> = [
+            "PATH=/bin",
+            "PROTO=TCP6",
+            "REMOTE_HOST=balancer",
+            "TCP6REMOTEIP=::1",
+            "TCPREMOTEHOST=balancer",
+            "TCPREMOTEIP=203.0.113.1",
+            "SOCAT_PEERADDR=203.0.113.1",
+            "X=TCPREMOTEIP=203.0.113.1",
+        ]
+        .map(entry)
+        .into();
+        let addresses = Addresses {
+            local: "198.51.100.1:143".parse().unwrap(),
+            peer: "192.0.2.7:4711".parse().unwrap(),
+        };
+        remove_balancer(&mut environment);
+        set_addresses(&mut environment, &addresses);
+        let expected = [
+            "PATH=/bin",
+            "X=TCPREMOTEIP=203.0.113.1",
+            "PROTO=TCP",
+            "REMOTE_ADDR=192.0.2.7",
+            "REMOTE_PORT=4711",
+            "TCPLOCALIP=198.51.100.1",
+            "TCPLOCALPORT=143",
+            "TCPREMOTEIP=192.0.2.7",
+            "TCPREMOTEPORT=4711",
+        ];
+        assert_eq!(environment, expected.map(entry));
+    }
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags};
 
 use super::{Level, Report};
-use crate::backend::{Backend, Launcher, Program};
+use crate::backend::{Backend, Launcher, Origin, Program};
 use crate::channel::Received;
 use crate::cli::{BackendChoice, BackendUserChoice, Options};
 use crate::error::Error;
@@ -24,7 +24,7 @@ pub(super) fn check_backend(report: &mut Report, options: &Options) {
         );
         return;
     };
-    let program = Program::prepare(command, user);
+    let program = Program::prepare(command, user, Origin::Socket);
     let name = command
         .first()
         .map(|name| name.to_string_lossy().into_owned())
@@ -39,7 +39,7 @@ pub(super) fn check_backend(report: &mut Report, options: &Options) {
     }
     let log = Log::open(Destination::Stderr, Verbosity::Quiet, true);
     let greeting = Launcher::start(&program, None, &log)
-        .and_then(|launcher| greeting(launcher.go(None), &name));
+        .and_then(|launcher| greeting(launcher.go(None, None), &name));
     let Some(greeting) = report.take("backend", greeting, |line| format!("it greets: {line}"))
     else {
         return;

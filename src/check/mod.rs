@@ -12,6 +12,7 @@ use std::path::Path;
 
 use crate::cli::{Options, Separation};
 use crate::error::{EXIT_SETUP, Error, reason};
+use crate::proxy_header::Sender;
 use crate::sandbox::{
     self, BoundingSet, Confinement, FEW_DESCRIPTORS, FileGrowth, Identity, Limits, Plan, Role,
 };
@@ -147,9 +148,31 @@ pub(crate) fn check(options: &Options) -> Report {
     check_confinement(&mut report, separation.as_ref(), options.memory_limit);
     keys::check_keys(&mut report, options, separation.as_ref());
     backend::check_backend(&mut report, options);
+    check_balancers(&mut report, &options.proxy_from);
     machine::check_log(&mut report, options.destination);
     machine::check_superserver(&mut report, options.policy);
     report
+}
+
+/// Who may say whose a connection is.
+fn check_balancers(report: &mut Report, senders: &[Sender]) {
+    const SUBJECT: &str = "balancer";
+    if senders.is_empty() {
+        return;
+    }
+    for sender in senders.iter().filter(|sender| sender.is_everybody()) {
+        report.add(
+            Level::Warning,
+            SUBJECT,
+            format!(
+                "--proxy-from {sender} is everybody, and whoever connects can give itself any address: name the balancers"
+            ),
+        );
+    }
+    let senders: Vec<_> = senders.iter().map(Sender::to_string).collect();
+    let senders = senders.join(", ");
+    let text = format!("a PROXY header must come, from {senders}; nobody else is served");
+    report.add(Level::Ok, SUBJECT, text);
 }
 
 /// Users and directory, as far as they are good.

@@ -8,10 +8,11 @@ use std::time::Duration;
 use clap::builder::FalseyValueParser;
 use clap::{ArgAction, CommandFactory as _, Parser};
 
-use super::listener::ListenerArguments;
+use super::listener::{ADDRESS_SEPARATOR, ListenerArguments};
 use super::settings::SETTINGS_VARIABLE;
 use crate::check::Format;
 use crate::log::Destination;
+use crate::proxy_header::Sender;
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
 pub(super) enum VersionName {
@@ -234,6 +235,20 @@ pub(super) struct Arguments {
     #[arg(long, env = "IMAP_TLS_BACKEND_FD", hide_env = true, value_name = "N", value_parser = clap::value_parser!(RawFd).range(i64::from(LEAST_DESCRIPTOR)..), help_heading = "Backend")]
     pub(super) backend_fd: Option<RawFd>,
 
+    /// Read a PROXY header for the client's address
+    #[arg(long, env = "IMAP_TLS_ACCEPT_PROXY", hide_env = true, value_parser = FalseyValueParser::new(), help_heading = "Connection")]
+    pub(super) accept_proxy: bool,
+    /// Balancer, ADDR[/PREFIX] or unix; may be repeated
+    #[arg(
+        long,
+        env = "IMAP_TLS_PROXY_FROM",
+        hide_env = true,
+        value_name = "NETWORK",
+        value_delimiter = ADDRESS_SEPARATOR,
+        help_heading = "Connection"
+    )]
+    pub(super) proxy_from: Vec<Sender>,
+
     /// For the whole handshake [default: 30]
     #[arg(long, env = "IMAP_TLS_HANDSHAKE_TIMEOUT", hide_env = true, default_value = "30", hide_default_value = true, value_name = "SECONDS", value_parser = parse_seconds, help_heading = "Limits")]
     pub(super) handshake_timeout: Duration,
@@ -307,6 +322,7 @@ pub(crate) fn command_line() -> clap::Command {
 /// The environment variables that are ours, and that a backend does not get. Written out, since asking clap for them would take
 /// longer than all the rest of a start; a test compares.
 pub(crate) const OWN_VARIABLES: &[&str] = &[
+    "IMAP_TLS_ACCEPT_PROXY",
     "IMAP_TLS_BACKEND",
     "IMAP_TLS_BACKEND_FD",
     "IMAP_TLS_BACKEND_USER",
@@ -330,6 +346,7 @@ pub(crate) const OWN_VARIABLES: &[&str] = &[
     "IMAP_TLS_MEMORY_LIMIT",
     "IMAP_TLS_MIN_TLS",
     "IMAP_TLS_OCSP",
+    "IMAP_TLS_PROXY_FROM",
     "IMAP_TLS_QUIET",
     "IMAP_TLS_REFUSAL",
     "IMAP_TLS_RENEWAL",

@@ -86,8 +86,8 @@ impl FromStr for Prefixes {
     }
 }
 
-/// Between the addresses in `IMAP_TLS_LISTEN`, which have colons of their own.
-const ADDRESS_SEPARATOR: char = ' ';
+/// Between the addresses in `IMAP_TLS_LISTEN` and the like, which have colons of their own.
+pub(super) const ADDRESS_SEPARATOR: char = ' ';
 /// More processes than any machine has.
 const CONNECTIONS_MOST: usize = 1_000_000;
 

@@ -1,8 +1,8 @@
 //! A plain command line read without clap, which takes a tenth of a connection to be asked.
 //!
 //! The definition is clap's ([`Arguments`]); here is only what each start would otherwise have to work out from it, and a test
-//! for each part that it is the same. Plain is: options with a value, `--name VALUE`, each once, and the backend. For
-//! everything else - flags, abbreviations, faults, help - the answer is `None`, and clap is asked.
+//! for each part that it is the same. Plain is: options with a value, `--name VALUE`, each once, `--accept-proxy`,
+//! and the backend. For everything else - other flags, abbreviations, faults, help - the answer is `None`, and clap is asked.
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::RawFd;
@@ -16,12 +16,13 @@ use super::arguments::{
     Arguments, DemandName, LEAST_DESCRIPTOR, LIST_SEPARATOR, PolicyName, VersionName,
     parse_seconds, parse_size,
 };
-use super::listener::{LISTENER_VARIABLES, ListenerArguments};
+use super::listener::{ADDRESS_SEPARATOR, LISTENER_VARIABLES, ListenerArguments};
 use super::settings::SETTINGS_VARIABLE;
 use crate::log::Destination;
+use crate::proxy_header::Sender;
 
 /// Options with a value: name, variable, default.
-const VALUED: [(&str, &str, Option<&str>); 21] = [
+const VALUED: [(&str, &str, Option<&str>); 22] = [
     ("backend-fd", "IMAP_TLS_BACKEND_FD", None),
     ("backend-user", "IMAP_TLS_BACKEND_USER", None),
     ("cert", "IMAP_TLS_CERT", None),
@@ -47,11 +48,15 @@ const VALUED: [(&str, &str, Option<&str>); 21] = [
     ("memory-limit", "IMAP_TLS_MEMORY_LIMIT", Some("32M")),
     ("min-tls", "IMAP_TLS_MIN_TLS", Some("1.2")),
     ("ocsp", "IMAP_TLS_OCSP", None),
+    ("proxy-from", "IMAP_TLS_PROXY_FROM", None),
     ("settings", SETTINGS_VARIABLE, None),
     ("ticket-keys", "IMAP_TLS_TICKET_KEYS", None),
     ("tls", "IMAP_TLS_TLS", Some("required")),
     ("user", "IMAP_TLS_USER", Some("imap-tls")),
 ];
+
+/// The flag of a machine behind a balancer, where each start counts: name and variable.
+const PLAIN_FLAG: (&str, &str) = ("accept-proxy", "IMAP_TLS_ACCEPT_PROXY");
 
 /// Flags are for terminals and trials: a line with one is not plain, nor is an environment with one.
 const FLAG_VARIABLES: [&str; 5] = [
@@ -70,6 +75,7 @@ pub(super) fn read(
     let mut given = Given::default();
     let mut words = arguments.iter().skip(1);
     let mut backend = Vec::new();
+    let mut is_flagged = false;
     while let Some(word) = words.next() {
         if word == "--" {
             break;
@@ -78,6 +84,13 @@ pub(super) fn read(
             backend.push(word.clone());
             break;
         };
+        if name == PLAIN_FLAG.0.as_bytes() {
+            // Twice is a fault.
+            if std::mem::replace(&mut is_flagged, true) {
+                return None;
+            }
+            continue;
+        }
         given.put(name, words.next()?)?;
     }
     backend.extend(words.cloned());
@@ -88,8 +101,16 @@ pub(super) fn read(
     if not_plain.any(|name| variable(name).is_some()) {
         return None;
     }
+    let accept_proxy = match (is_flagged, variable(PLAIN_FLAG.1)) {
+        (true, None) => true,
+        (false, None) => false,
+        // Other words for yes, and for no, are clap's.
+        (_, Some(text)) if text == "yes" || text == "true" || text == "1" => true,
+        (_, Some(_)) => return None,
+    };
     given.add_variables(variable);
     Some(Arguments {
+        accept_proxy,
         backend,
         backend_fd: given.value("backend-fd")?,
         backend_user: given.value("backend-user")?,
@@ -112,6 +133,7 @@ pub(super) fn read(
         memory_limit: given.value("memory-limit")?,
         min_tls: given.value("min-tls")?,
         ocsp: given.value("ocsp")?,
+        proxy_from: given.value("proxy-from")?,
         quiet: false,
         settings: given.value("settings")?,
         strict_sni: false,
@@ -189,6 +211,18 @@ impl Value for Vec<PathBuf> {
         parts
             .map(|part| PathBuf::optional(Some(OsStr::from_bytes(part))))
             .collect()
+    }
+
+    fn optional(text: Option<&OsStr>) -> Option<Self> {
+        text.map_or(Some(Self::new()), Self::read)
+    }
+}
+
+/// The same for addresses.
+impl Value for Vec<Sender> {
+    fn read(text: &OsStr) -> Option<Self> {
+        let parts = text.to_str()?.split(ADDRESS_SEPARATOR);
+        parts.map(|part| part.parse().ok()).collect()
     }
 
     fn optional(text: Option<&OsStr>) -> Option<Self> {
@@ -296,6 +330,7 @@ mod tests {
             }
         }
         assert_eq!(valued, BTreeSet::from(VALUED));
+        assert!(flags.remove(PLAIN_FLAG.1));
         assert_eq!(flags, BTreeSet::from(FLAG_VARIABLES));
         assert_eq!(listeners, BTreeSet::from(LISTENER_VARIABLES));
     }
@@ -336,6 +371,11 @@ mod tests {
             "1.2",
             "1.3",
             "request",
+            "unix",
+            "192.0.2.1",
+            "192.0.2.1/24",
+            "192.0.2.0/24 2001:db8::/32",
+            "::1 ",
         ];
         for (name, _, default) in VALUED {
             let option = format!("--{name}");
@@ -379,6 +419,18 @@ mod tests {
                 assert_eq!(format!("{by_option:?}"), format!("{both:?}"), "{name}");
             }
         }
+        for (text, expected) in [
+            ("yes", Some(true)),
+            ("1", Some(true)),
+            ("true", Some(true)),
+            ("no", None),
+            ("", None),
+        ] {
+            let flagged = read(&["imap-tls".into()], |asked| {
+                (asked == PLAIN_FLAG.1).then(|| text.into())
+            });
+            assert_eq!(flagged.map(|parsed| parsed.accept_proxy), expected);
+        }
         for variable in FLAG_VARIABLES.iter().chain(&LISTENER_VARIABLES) {
             let flagged = read(&["imap-tls".into()], |asked| {
                 (asked == *variable).then(|| "0".into())
@@ -409,6 +461,9 @@ mod tests {
             "--log=auto",
             "--group",
             "",
+            "--accept-proxy",
+            "--proxy-from",
+            "::1",
             "--nonsense",
         ];
         let mut plain = 0;
@@ -432,6 +487,14 @@ mod tests {
         ]));
         assert!(is_plain(&[
             "--tls", "implicit", "--cert", "c", "--key", "k", "imapd", "Maildir"
+        ]));
+        assert!(is_plain(&[
+            "--accept-proxy",
+            "--proxy-from",
+            "192.0.2.1",
+            "--cert",
+            "c",
+            "imapd"
         ]));
         assert!(is_plain(&[]));
     }

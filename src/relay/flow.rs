@@ -33,12 +33,13 @@ pub(crate) struct Report {
     end: Option<String>,
     facts: Option<Facts>,
     policy: Policy,
+    proxy: Option<String>,
     start: Instant,
 }
 
 impl<'a> Relay<'a> {
     pub(super) fn new(parts: super::Parts<'a>) -> Self {
-        let report = Report::new(parts.policy);
+        let report = Report::new(parts.policy, parts.proxy.clone());
         let deadlines = Deadlines {
             handshake: (parts.policy == Policy::Implicit)
                 .then(|| report.start + parts.handshake_timeout),
@@ -78,9 +79,12 @@ impl<'a> Relay<'a> {
     /// What happens before the first byte: under `optional` the backend starts, and under `required` we greet.
     pub(super) fn begin(&mut self) {
         if self.parts.policy == Policy::Optional {
+            let told = self.parts.told_addresses();
             match &mut self.parts.backend {
                 BackendSource::Launchers { cleartext, .. } => {
-                    let backend = cleartext.take().map(|launcher| launcher.go(None));
+                    let backend = cleartext
+                        .take()
+                        .map(|launcher| launcher.go(None, told.as_ref()));
                     self.connect(backend);
                 }
                 BackendSource::Descriptor(backend) => {
@@ -304,7 +308,10 @@ impl<'a> Relay<'a> {
         );
         let (backend, is_told) = match source {
             BackendSource::Descriptor(backend) => (backend, false),
-            BackendSource::Launchers { secured, .. } => (secured.go(Some(&facts)), true),
+            BackendSource::Launchers { secured, .. } => {
+                let told = self.parts.told_addresses();
+                (secured.go(Some(&facts), told.as_ref()), true)
+            }
         };
         let is_known = is_told && facts.client().is_some();
         self.connect(Some(backend));
@@ -389,7 +396,7 @@ impl<'a> Relay<'a> {
 }
 
 impl Report {
-    fn new(policy: Policy) -> Self {
+    fn new(policy: Policy, proxy: Option<String>) -> Self {
         Self {
             backend_end: None,
             bytes_in: 0,
@@ -397,6 +404,7 @@ impl Report {
             end: None,
             facts: None,
             policy,
+            proxy,
             start: Instant::now(),
         }
     }
@@ -410,6 +418,11 @@ impl Report {
     pub(crate) fn exit_status(&self) -> u8 {
         self.backend_end.map_or(0, BackendEnd::exit_status)
     }
+
+    /// Whether nothing was asked of a backend, and nothing was wrong with one: what a health check leaves.
+    pub(crate) fn is_uneventful(&self) -> bool {
+        self.bytes_in == 0 && self.exit_status() == 0
+    }
 }
 
 /// The session line.
@@ -421,6 +434,9 @@ impl fmt::Display for Report {
             Policy::Required => "required",
         };
         write!(f, "session policy={policy} ")?;
+        if let Some(proxy) = &self.proxy {
+            write!(f, "proxy={proxy} ")?;
+        }
         match &self.facts {
             Some(facts) => write!(f, "{facts}")?,
             None => f.write_str("tls=none")?,

@@ -20,6 +20,7 @@ use children::BackendEnd;
 pub(crate) use children::Children;
 pub(crate) use flow::Report;
 
+use crate::activation::Addresses;
 use crate::backend::{Backend, Launcher};
 use crate::channel::{Channel, Received};
 use crate::error::reason;
@@ -50,6 +51,8 @@ pub(crate) enum BackendSource {
 
 /// Everything a session needs, made while there were privileges.
 pub(crate) struct Parts<'a> {
+    /// The client's: the socket's, or those in a PROXY header.
+    pub(crate) addresses: Option<Addresses>,
     pub(crate) backend: BackendSource,
     pub(crate) children: &'a Children,
     pub(crate) client: &'a mut Channel,
@@ -58,7 +61,16 @@ pub(crate) struct Parts<'a> {
     pub(crate) log: &'a Log,
     pub(crate) login_timeout: Duration,
     pub(crate) policy: Policy,
+    /// The balancer as log lines name it, where its PROXY header has the addresses.
+    pub(crate) proxy: Option<String>,
     pub(crate) tls: Tls,
+}
+
+impl Parts<'_> {
+    /// The addresses that a launcher cannot know: it was forked before the header was read.
+    fn told_addresses(&self) -> Option<Addresses> {
+        self.proxy.as_ref().and(self.addresses)
+    }
 }
 
 impl BackendSource {
