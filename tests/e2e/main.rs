@@ -31,6 +31,7 @@ mod interop;
 mod limits;
 mod ocsp;
 mod process;
+mod proxy_in;
 mod relay;
 mod scanners;
 mod setup;
@@ -61,6 +62,7 @@ fn main() -> ExitCode {
         hostile::tests(),
         interop::tests(),
         process::tests(),
+        proxy_in::tests(),
         relay::tests(),
         ocsp::tests(),
         scanners::tests(),

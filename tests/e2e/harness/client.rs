@@ -397,6 +397,11 @@ impl Client {
         }
     }
 
+    /// Keeps bytes back until the next are sent, which then leave in one segment with them.
+    pub fn hold(&mut self, bytes: impl AsRef<[u8]>) {
+        self.pending.extend_from_slice(bytes.as_ref());
+    }
+
     /// Ends the client's direction as far as TLS is concerned: close_notify, but the socket stays open.
     pub fn close_notify(&mut self) {
         self.tls().send_close_notify();
