@@ -19,11 +19,13 @@ pub(crate) use listener::{ListenAddress, Listening, Prefixes, Refusal};
 use arguments::{Arguments, DemandName, PolicyName, VersionName};
 
 use crate::check::Format;
+use crate::connector::Target;
 use crate::error::Error;
 use crate::imap::Policy;
 use crate::keeper::{CERTIFICATES, CertificateFiles};
 use crate::log::{Destination, Verbosity};
 use crate::proxy_header::Sender;
+use crate::proxy_header::outgoing::Version;
 use crate::tls::{ClientDemand, OldestVersion, UnknownName};
 
 /// What one run of the program is to do.
@@ -65,6 +67,12 @@ pub(crate) struct ClientAuth {
 /// Who speaks IMAP.
 #[derive(Debug)]
 pub(crate) enum BackendChoice {
+    /// A server to connect to, as this user (never that of a certificate), with this header first.
+    Connect {
+        header: Option<Version>,
+        target: Target,
+        user: BackendUserChoice,
+    },
     /// An open descriptor (the old recipe's `-F 3`).
     Descriptor(RawFd),
     /// A program to start, with its arguments, and the user to run it as.
@@ -204,8 +212,19 @@ impl Arguments {
             client_auth.as_ref(),
             self.tls,
         )?;
-        let backend = choose_backend(self.backend, self.backend_fd, backend_user)?;
         let proxy_from = choose_senders(self.accept_proxy, self.proxy_from)?;
+        let backend = match (self.connect, self.send_proxy) {
+            (Some(target), header) => {
+                let others = (self.backend.as_slice(), self.backend_fd);
+                choose_connect(target, header, others, backend_user)?
+            }
+            (None, Some(_)) => {
+                return Err(Error::Usage(
+                    "--send-proxy without --connect: it is for a backend to connect to".to_owned(),
+                ));
+            }
+            (None, None) => choose_backend(self.backend, self.backend_fd, backend_user)?,
+        };
         let certificates = pair_certificates(self.cert, self.key, self.cert_dir.is_some())?;
         if certificates.is_empty() && !self.ocsp.is_empty() {
             return Err(Error::Usage(
@@ -235,6 +254,10 @@ impl Arguments {
         };
         let option = match &backend {
             BackendChoice::Program {
+                user: BackendUserChoice::Named(_),
+                ..
+            }
+            | BackendChoice::Connect {
                 user: BackendUserChoice::Named(_),
                 ..
             } => Some("--backend-user"),
@@ -418,6 +441,32 @@ fn choose_backend(
     }
 }
 
+/// Another backend beside the one to connect to would be left out silently, and somebody would wonder.
+fn choose_connect(
+    target: Target,
+    header: Option<Version>,
+    (command, descriptor): (&[OsString], Option<RawFd>),
+    user: BackendUserChoice,
+) -> Result<BackendChoice, Error> {
+    let variable = std::env::var_os(BACKEND_VARIABLE).unwrap_or_default();
+    let other = match (command, descriptor, user.clone()) {
+        (_, Some(_), _) => "--backend-fd",
+        ([_, ..], None, _) => "a BACKEND to start",
+        ([], None, BackendUserChoice::OfCertificate) => "--backend-user-from-cert",
+        ([], None, _) if !split_at_spaces(&variable).is_empty() => BACKEND_VARIABLE,
+        ([], None, _) => {
+            return Ok(BackendChoice::Connect {
+                header,
+                target,
+                user,
+            });
+        }
+    };
+    Err(Error::Usage(format!(
+        "--connect and {other} exclude each other"
+    )))
+}
+
 fn split_at_spaces(text: &OsString) -> Vec<OsString> {
     let words = text
         .as_bytes()
@@ -537,6 +586,26 @@ mod tests {
                 "--cert c --accept-proxy --proxy-from 192.0.2.1/24 imapd",
                 true,
                 "192.0.2.0/24",
+            ),
+            ("--cert c --connect h:1 imapd", true, "--connect"),
+            ("--cert c --connect h:1 --backend-fd 3", true, "--connect"),
+            ("--cert c --connect h", true, "--connect"),
+            ("--cert c --connect unix:x", true, "--connect"),
+            ("--cert c --send-proxy v2 imapd", true, "--send-proxy"),
+            (
+                "--cert c --connect h:1 --send-proxy v3",
+                true,
+                "--send-proxy",
+            ),
+            (
+                "--cert c --client-ca a --connect h:1 --backend-user-from-cert",
+                true,
+                "--connect",
+            ),
+            (
+                "--cert c --unprivileged --backend-user u --connect h:1",
+                false,
+                "--backend-user",
             ),
             ("--cert c --key k imapd", false, "--unprivileged"),
             (

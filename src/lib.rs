@@ -4,6 +4,7 @@
 //! superserver --exec--> imap-tls            starts privileged
 //!                         |  options, users, addresses, log
 //!                         +--fork--> launcher   waits for one record, becomes the IMAP server (the backend)
+//!                         |          connector  or, with --connect: gives up its privileges, connects to the IMAP server, ends
 //!                         +--fork--> keeper     reads the private key, confines itself, signs once, ends
 //!                         v
 //!                       network process         confines itself, and only then reads the client's first byte
@@ -11,8 +12,9 @@
 //!
 //! Without a superserver, the listener accepts connections itself and forks for each; one keeper then serves all of them.
 //!
-//! The modules, in the order in which data flows: `cli` -> `program` -> (`listener`, `service` ->) `session` -> `activation` -> `backend` and `keeper` -> `sandbox` ->
-//! `relay` -> `imap`, `tls`; with `channel`, `sys`, `log` and `error` underneath. The library exists for the program, its
+//! The modules, in the order in which data flows: `cli` -> `program` -> (`listener`, `service` ->) `session` -> `activation` ->
+//! `backend`, `connector` and `keeper` -> `sandbox` -> `relay` -> `imap`, `tls`, `proxy_header`; with `channel`, `sys`, `log` and
+//! `error` underneath. The library exists for the program, its
 //! tests and its fuzz targets; it promises no stable interface.
 
 mod activation;
@@ -21,6 +23,7 @@ mod channel;
 mod check;
 mod cli;
 mod clock;
+mod connector;
 mod error;
 mod files;
 pub mod host_name;

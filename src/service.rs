@@ -76,7 +76,7 @@ impl Common {
         }
         let mut plans = Plans::look_up(&options, log)?;
         let trust = options.client_auth.as_ref().map(Trust::read).transpose()?;
-        let backend = PreparedBackend::prepare(&options)?;
+        let backend = PreparedBackend::prepare(&options, &plans)?;
         plans.keeper.limits.descriptors = keeper_descriptors(options.listening.max_connections);
         let (keeper, offer) = start_shared_keeper(&options, trust.as_ref(), plans.keeper)?;
         for warning in &offer.warnings {

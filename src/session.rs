@@ -89,7 +89,7 @@ pub(crate) fn session(
     let mut plans = Plans::look_up(options, log)?;
     let trust = options.client_auth.as_ref().map(Trust::read).transpose()?;
     // What it needs is not needed here any more once its launchers have it.
-    let backend = PreparedBackend::prepare(options)?.start(
+    let backend = PreparedBackend::prepare(options, &plans)?.start(
         options.policy,
         connection.addresses.as_ref(),
         log,

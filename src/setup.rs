@@ -6,14 +6,16 @@ use std::os::fd::{AsFd as _, RawFd};
 use crate::activation::Addresses;
 use crate::backend::{Backend, Launcher, Origin, Program};
 use crate::channel::Channel;
-use crate::cli::{BackendChoice, Options, Separation};
+use crate::cli::{BackendChoice, BackendUserChoice, Options, Separation};
+use crate::connector::{Connector, Route, Target};
 use crate::error::{Error, reason};
 use crate::imap::Policy;
 use crate::keeper::{self, KeeperClient, KeeperFiles, Lookups, Offer, Opener, SharedKeeper};
 use crate::log::Log;
-use crate::relay::BackendSource;
+use crate::relay::{BackendSource, Remote};
 use crate::sandbox::{
-    self, BoundingSet, Confinement, FEW_DESCRIPTORS, FileGrowth, Identity, Limits, Plan,
+    self, BackendUser, BoundingSet, Confinement, ConnectorUser, FEW_DESCRIPTORS, FileGrowth,
+    Identity, Limits, Plan,
 };
 use crate::sys;
 use crate::tls::{Settings, TicketLimits, TlsServer};
@@ -77,8 +79,21 @@ impl Plans {
     }
 }
 
+impl Plans {
+    /// The network process's user, if it has one of its own.
+    fn network_user(&self) -> Option<Identity> {
+        let confinement = self.network.confinement.as_ref();
+        confinement.map(|confinement| confinement.identity)
+    }
+}
+
 /// What becomes the backend of a connection, looked up and ready.
 pub(crate) enum PreparedBackend {
+    /// `--connect`.
+    Connect {
+        remote: Remote,
+        route: Route,
+    },
     /// `--backend-fd`.
     Descriptor(RawFd),
     Program(Program),
@@ -89,13 +104,24 @@ impl PreparedBackend {
     ///
     /// # Errors
     /// `Setup`, naming the option.
-    pub(crate) fn prepare(options: &Options) -> Result<Self, Error> {
+    pub(crate) fn prepare(options: &Options, plans: &Plans) -> Result<Self, Error> {
         let origin = if options.proxy_from.is_empty() {
             Origin::Socket
         } else {
             Origin::Header
         };
         match &options.backend {
+            BackendChoice::Connect {
+                header,
+                target,
+                user,
+            } => Ok(Self::Connect {
+                remote: Remote {
+                    header: *header,
+                    target: target.clone(),
+                },
+                route: route(target, user, plans.network_user())?,
+            }),
             BackendChoice::Descriptor(number) => Ok(Self::Descriptor(*number)),
             BackendChoice::Program { command, user } => {
                 Program::prepare(command, user, origin).map(Self::Program)
@@ -113,10 +139,19 @@ impl PreparedBackend {
         addresses: Option<&Addresses>,
         log: &Log,
     ) -> Result<BackendSource, Error> {
+        let is_optional = policy == Policy::Optional;
         match self {
+            Self::Connect { remote, route } => {
+                let start = || Connector::start(route, BoundingSet::Full, log);
+                Ok(BackendSource::Connectors {
+                    cleartext: is_optional.then(start).transpose()?,
+                    secured: start()?,
+                    remote: remote.clone(),
+                })
+            }
             Self::Descriptor(number) => take_descriptor(*number),
             Self::Program(program) => Ok(BackendSource::Launchers {
-                cleartext: (policy == Policy::Optional)
+                cleartext: is_optional
                     .then(|| Launcher::start(program, addresses, log))
                     .transpose()?,
                 secured: Launcher::start(program, addresses, log)?,
@@ -199,6 +234,23 @@ fn with_keeper_files<T>(
         ocsp: &options.ocsp,
         ticket_keys: options.ticket_keys.as_deref(),
     })
+}
+
+/// Where to connect to, and as whom: `network` is the network process's user, if it has one of its own.
+///
+/// # Errors
+/// `Setup` if there is no such user, or it may not connect there.
+pub(crate) fn route(
+    target: &Target,
+    user: &BackendUserChoice,
+    network: Option<Identity>,
+) -> Result<Route, Error> {
+    let user = match (user, network) {
+        (BackendUserChoice::Named(name), _) => ConnectorUser::Named(BackendUser::look_up(name)?),
+        (_, Some(identity)) => ConnectorUser::Network(identity),
+        (_, None) => ConnectorUser::AsStarted,
+    };
+    Route::new(target.clone(), user)
 }
 
 /// Everything for TLS that needs no privileges: certificate authorities are parsed here.

@@ -1,13 +1,15 @@
 //! The backend: started on a socketpair by its launcher, it must greet as an IMAP server does.
 
+use std::ffi::OsString;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags};
 
-use super::{Level, Report};
+use super::connect::{check_connect, check_header};
+use super::{Found, Level, Report};
 use crate::backend::{Backend, Launcher, Origin, Program};
 use crate::channel::Received;
-use crate::cli::{BackendChoice, BackendUserChoice, Options};
+use crate::cli::{BackendChoice, BackendUserChoice, Options, Separation};
 use crate::error::Error;
 use crate::imap::Policy;
 use crate::log::{Destination, Escaped, Log, Verbosity};
@@ -15,15 +17,38 @@ use crate::log::{Destination, Escaped, Log, Verbosity};
 /// How long a backend may take to greet.
 const GREETING_LIMIT: Duration = Duration::from_secs(10);
 
-pub(super) fn check_backend(report: &mut Report, options: &Options) {
-    let BackendChoice::Program { command, user } = &options.backend else {
-        report.add(
+pub(super) fn check_backend(report: &mut Report, options: &Options, found: Option<&Found<'_>>) {
+    match &options.backend {
+        BackendChoice::Connect {
+            header,
+            target,
+            user,
+        } => {
+            let is_known =
+                found.is_some() || matches!(options.separation, Separation::Unprivileged);
+            // Without its user, which is among the findings then, it would be looked at as root.
+            if is_known || matches!(user, BackendUserChoice::Named(_)) {
+                check_connect(report, target, user, found.map(|found| found.network));
+            }
+            check_header(report, *header, options.policy);
+        }
+        BackendChoice::Descriptor(_) => report.add(
             Level::Ok,
             "backend",
             "a descriptor, which only a session has",
-        );
-        return;
-    };
+        ),
+        BackendChoice::Program { command, user } => {
+            check_program(report, command, user, options.policy);
+        }
+    }
+}
+
+fn check_program(
+    report: &mut Report,
+    command: &[OsString],
+    user: &BackendUserChoice,
+    policy: Policy,
+) {
     let program = Program::prepare(command, user, Origin::Socket);
     let name = command
         .first()
@@ -45,7 +70,7 @@ pub(super) fn check_backend(report: &mut Report, options: &Options) {
         return;
     };
     let greeting = greeting.to_ascii_uppercase();
-    if greeting.starts_with("* PREAUTH") && options.policy != Policy::Implicit {
+    if greeting.starts_with("* PREAUTH") && policy != Policy::Implicit {
         report.add(
             Level::Error,
             "backend",

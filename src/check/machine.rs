@@ -205,6 +205,11 @@ fn runs_us(text: &str) -> bool {
     })
 }
 
+/// Whether there is a socket that listens on the port, whatever its address; `None` if that cannot be told.
+pub(super) fn is_anybody_listening(port: u16) -> Option<bool> {
+    Some(!listening_sockets(port).ok()?.is_empty())
+}
+
 /// The inodes of the sockets that listen on the port, by the kernel's own tables (proc_net(5)).
 fn listening_sockets(port: u16) -> io::Result<Vec<String>> {
     const LISTEN: &str = "0A";

@@ -4,6 +4,7 @@
 //! sandbox is entered, by the same code.
 
 mod backend;
+mod connect;
 mod keys;
 mod machine;
 
@@ -147,7 +148,7 @@ pub(crate) fn check(options: &Options) -> Report {
     let separation = check_separation(&mut report, &options.separation);
     check_confinement(&mut report, separation.as_ref(), options.memory_limit);
     keys::check_keys(&mut report, options, separation.as_ref());
-    backend::check_backend(&mut report, options);
+    backend::check_backend(&mut report, options, separation.as_ref());
     check_balancers(&mut report, &options.proxy_from);
     machine::check_log(&mut report, options.destination);
     machine::check_superserver(&mut report, options.policy);

@@ -5,14 +5,16 @@ use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::builder::FalseyValueParser;
+use clap::builder::{FalseyValueParser, OsStringValueParser, TypedValueParser as _};
 use clap::{ArgAction, CommandFactory as _, Parser};
 
 use super::listener::{ADDRESS_SEPARATOR, ListenerArguments};
 use super::settings::SETTINGS_VARIABLE;
 use crate::check::Format;
+use crate::connector::Target;
 use crate::log::Destination;
 use crate::proxy_header::Sender;
+use crate::proxy_header::outgoing::Version;
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
 pub(super) enum VersionName {
@@ -45,7 +47,7 @@ pub(super) enum PolicyName {
     name = "imap-tls",
     version,
     disable_help_flag = true,
-    override_usage = "imap-tls [OPTIONS] [--] BACKEND [ARGS]...\n       imap-tls [OPTIONS] --backend-fd N\n       imap-tls [OPTIONS] --listen ADDR:PORT [--] BACKEND [ARGS]...",
+    override_usage = "imap-tls [OPTIONS] [--] BACKEND [ARGS]...\n       imap-tls [OPTIONS] --connect HOST:PORT|unix:PATH\n       imap-tls [OPTIONS] --backend-fd N\n       imap-tls [OPTIONS] --listen ADDR:PORT ...",
     before_help = "A superserver (systemd, xinetd, inetd, tcpserver) runs imap-tls with a client's\n\
                    connection on standard input and output. It starts BACKEND, an IMAP server\n\
                    that needs no TLS, gives up every privilege, and speaks TLS with the client.",
@@ -231,6 +233,20 @@ pub(super) struct Arguments {
     /// Or the user that the client's certificate names
     #[arg(long, env = "IMAP_TLS_BACKEND_USER_FROM_CERT", hide_env = true, value_parser = FalseyValueParser::new(), help_heading = "Backend")]
     pub(super) backend_user_from_cert: bool,
+    /// Connect to HOST:PORT or unix:PATH, start none
+    #[arg(long, env = "IMAP_TLS_CONNECT", hide_env = true, value_name = "WHERE", value_parser = OsStringValueParser::new().try_map(|text| Target::parse(&text)), help_heading = "Backend")]
+    pub(super) connect: Option<Target>,
+    /// Say there first who the client is: v1, v2
+    #[arg(
+        long,
+        env = "IMAP_TLS_SEND_PROXY",
+        hide_env = true,
+        value_enum,
+        hide_possible_values = true,
+        value_name = "VERSION",
+        help_heading = "Backend"
+    )]
+    pub(super) send_proxy: Option<Version>,
     /// Use this open descriptor, start no BACKEND
     #[arg(long, env = "IMAP_TLS_BACKEND_FD", hide_env = true, value_name = "N", value_parser = clap::value_parser!(RawFd).range(i64::from(LEAST_DESCRIPTOR)..), help_heading = "Backend")]
     pub(super) backend_fd: Option<RawFd>,
@@ -333,6 +349,7 @@ pub(crate) const OWN_VARIABLES: &[&str] = &[
     "IMAP_TLS_CLIENT_CA",
     "IMAP_TLS_CLIENT_CERT",
     "IMAP_TLS_CLIENT_CRL",
+    "IMAP_TLS_CONNECT",
     "IMAP_TLS_DRAIN_TIMEOUT",
     "IMAP_TLS_GROUP",
     "IMAP_TLS_HANDSHAKE_TIMEOUT",
@@ -350,6 +367,7 @@ pub(crate) const OWN_VARIABLES: &[&str] = &[
     "IMAP_TLS_QUIET",
     "IMAP_TLS_REFUSAL",
     "IMAP_TLS_RENEWAL",
+    "IMAP_TLS_SEND_PROXY",
     "IMAP_TLS_SETTINGS",
     "IMAP_TLS_SOURCE_PREFIX",
     "IMAP_TLS_STRICT_SNI",

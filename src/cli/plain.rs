@@ -18,11 +18,13 @@ use super::arguments::{
 };
 use super::listener::{ADDRESS_SEPARATOR, LISTENER_VARIABLES, ListenerArguments};
 use super::settings::SETTINGS_VARIABLE;
+use crate::connector::Target;
 use crate::log::Destination;
 use crate::proxy_header::Sender;
+use crate::proxy_header::outgoing::Version;
 
 /// Options with a value: name, variable, default.
-const VALUED: [(&str, &str, Option<&str>); 22] = [
+const VALUED: [(&str, &str, Option<&str>); 24] = [
     ("backend-fd", "IMAP_TLS_BACKEND_FD", None),
     ("backend-user", "IMAP_TLS_BACKEND_USER", None),
     ("cert", "IMAP_TLS_CERT", None),
@@ -31,6 +33,7 @@ const VALUED: [(&str, &str, Option<&str>); 22] = [
     ("client-ca", "IMAP_TLS_CLIENT_CA", None),
     ("client-cert", "IMAP_TLS_CLIENT_CERT", None),
     ("client-crl", "IMAP_TLS_CLIENT_CRL", None),
+    ("connect", "IMAP_TLS_CONNECT", None),
     ("group", "IMAP_TLS_GROUP", None),
     (
         "handshake-timeout",
@@ -50,6 +53,7 @@ const VALUED: [(&str, &str, Option<&str>); 22] = [
     ("ocsp", "IMAP_TLS_OCSP", None),
     ("proxy-from", "IMAP_TLS_PROXY_FROM", None),
     ("settings", SETTINGS_VARIABLE, None),
+    ("send-proxy", "IMAP_TLS_SEND_PROXY", None),
     ("ticket-keys", "IMAP_TLS_TICKET_KEYS", None),
     ("tls", "IMAP_TLS_TLS", Some("required")),
     ("user", "IMAP_TLS_USER", Some("imap-tls")),
@@ -122,6 +126,7 @@ pub(super) fn read(
         client_ca: given.value("client-ca")?,
         client_cert: given.value("client-cert")?,
         client_crl: given.value("client-crl")?,
+        connect: given.value("connect")?,
         group: given.value("group")?,
         handshake_timeout: given.value("handshake-timeout")?,
         help: None,
@@ -136,6 +141,7 @@ pub(super) fn read(
         proxy_from: given.value("proxy-from")?,
         quiet: false,
         settings: given.value("settings")?,
+        send_proxy: given.value("send-proxy")?,
         strict_sni: false,
         ticket_keys: given.value("ticket-keys")?,
         tls: given.value("tls")?,
@@ -273,6 +279,18 @@ impl Value for VersionName {
     }
 }
 
+impl Value for Target {
+    fn read(text: &OsStr) -> Option<Self> {
+        Self::parse(text).ok()
+    }
+}
+
+impl Value for Version {
+    fn read(text: &OsStr) -> Option<Self> {
+        Self::from_str(text.to_str()?, false).ok()
+    }
+}
+
 impl Value for DemandName {
     fn read(text: &OsStr) -> Option<Self> {
         Self::from_str(text.to_str()?, false).ok()
@@ -376,6 +394,11 @@ mod tests {
             "192.0.2.1/24",
             "192.0.2.0/24 2001:db8::/32",
             "::1 ",
+            "localhost:143",
+            "[::1]:143",
+            "unix:/a",
+            "v1",
+            "v2",
         ];
         for (name, _, default) in VALUED {
             let option = format!("--{name}");

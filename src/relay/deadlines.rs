@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::ending::Direction;
+use crate::connector::CONNECT_LIMIT;
 
 /// How long a client may take to close after its last byte from us, so that our close is no reset that eats it.
 const LINGER_LIMIT: Duration = Duration::from_secs(2);
@@ -14,6 +15,7 @@ const CLOSING_LIMIT: Duration = Duration::from_secs(10);
 /// When patience ends.
 #[derive(Debug, Default)]
 pub(super) struct Deadlines {
+    pub(super) connect: Option<Instant>,
     pub(super) ending: Option<Instant>,
     pub(super) handshake: Option<Instant>,
     pub(super) linger: Option<Instant>,
@@ -22,10 +24,19 @@ pub(super) struct Deadlines {
 
 impl Deadlines {
     pub(super) fn next(&self) -> Option<Instant> {
-        [self.ending, self.handshake, self.linger, self.login]
-            .into_iter()
-            .flatten()
-            .min()
+        let all = [
+            self.connect,
+            self.ending,
+            self.handshake,
+            self.linger,
+            self.login,
+        ];
+        all.into_iter().flatten().min()
+    }
+
+    /// A backend is being connected to.
+    pub(super) fn begin_connecting(&mut self) {
+        self.connect = Some(Instant::now() + CONNECT_LIMIT);
     }
 
     pub(super) fn begin_ending(&mut self, is_closing: bool) {
@@ -39,6 +50,7 @@ impl Deadlines {
 
     /// We decided to end: nothing else is waited for, and progress buys no time.
     pub(super) fn begin_closing(&mut self) {
+        self.connect = None;
         self.handshake = None;
         self.login = None;
         self.ending = Some(Instant::now() + CLOSING_LIMIT);

@@ -31,7 +31,9 @@ pub(crate) struct Report {
     bytes_in: u64,
     bytes_out: u64,
     end: Option<String>,
-    facts: Option<Facts>,
+    /// The exit status where a backend that is no process of ours failed us.
+    pub(super) fault: Option<u8>,
+    pub(super) facts: Option<Facts>,
     policy: Policy,
     proxy: Option<String>,
     start: Instant,
@@ -57,6 +59,8 @@ impl<'a> Relay<'a> {
             parts,
             phase,
             backend: None,
+            connecting: None,
+            remote: None,
             ended: Vec::new(),
             backend_unread: Vec::new(),
             to_client: super::Queue::default(),
@@ -81,6 +85,14 @@ impl<'a> Relay<'a> {
         if self.parts.policy == Policy::Optional {
             let told = self.parts.told_addresses();
             match &mut self.parts.backend {
+                BackendSource::Connectors {
+                    cleartext, remote, ..
+                } => {
+                    let remote = remote.clone();
+                    if let Some(connector) = cleartext.take() {
+                        self.reach(connector, remote);
+                    }
+                }
                 BackendSource::Launchers { cleartext, .. } => {
                     let backend = cleartext
                         .take()
@@ -96,7 +108,7 @@ impl<'a> Relay<'a> {
         self.with_preauth(|preauth, actions| preauth.start(actions));
     }
 
-    fn connect(&mut self, backend: Option<Backend>) {
+    pub(super) fn connect(&mut self, backend: Option<Backend>) {
         self.is_backend_running = backend
             .as_ref()
             .is_some_and(|backend| backend.process.is_some());
@@ -112,7 +124,7 @@ impl<'a> Relay<'a> {
     }
 
     /// Asks the protocol core, where there is one, and does what it says.
-    fn with_preauth(&mut self, ask: impl FnOnce(&mut Preauth, &mut Vec<Action>)) {
+    pub(super) fn with_preauth(&mut self, ask: impl FnOnce(&mut Preauth, &mut Vec<Action>)) {
         let mut actions = Vec::new();
         match &mut self.phase {
             Phase::Cleartext(preauth) | Phase::Secured(preauth) => ask(preauth, &mut actions),
@@ -143,6 +155,9 @@ impl<'a> Relay<'a> {
     fn close_for(&mut self, reason: CloseReason) {
         if reason == CloseReason::BackendPreauth {
             self.parts.log.error("the backend greets PREAUTH, which no client expects after STARTTLS: --tls implicit serves it");
+        }
+        if reason == CloseReason::BackendSilent {
+            self.note_silence();
         }
         self.close(&reason.to_string(), None);
     }
@@ -228,7 +243,8 @@ impl<'a> Relay<'a> {
         }
         self.with_preauth(Preauth::client_end);
         self.report.ended("client closed".to_owned());
-        if self.backend.is_none() {
+        // A backend that is still being connected to gets what the client has sent before.
+        if self.backend.is_none() && self.connecting.is_none() {
             self.close("client closed", None);
         }
     }
@@ -282,7 +298,9 @@ impl<'a> Relay<'a> {
         match (&mut self.parts.backend, self.backend.take()) {
             (BackendSource::Descriptor(kept), Some(backend)) => *kept = backend,
             // Its socket is closed: it sees end of file, and is reaped when it ends.
-            (BackendSource::Launchers { .. }, cleartext) => drop(cleartext),
+            (BackendSource::Connectors { .. } | BackendSource::Launchers { .. }, cleartext) => {
+                drop(cleartext);
+            }
             (BackendSource::Descriptor(_), None) => {}
         }
         self.connect(None);
@@ -306,15 +324,25 @@ impl<'a> Relay<'a> {
             &mut self.parts.backend,
             BackendSource::Descriptor(Backend::gone()),
         );
-        let (backend, is_told) = match source {
-            BackendSource::Descriptor(backend) => (backend, false),
+        let told = self.parts.told_addresses();
+        let is_told = match source {
+            BackendSource::Connectors {
+                secured, remote, ..
+            } => {
+                let is_told = remote.tells_facts();
+                self.reach(secured, remote);
+                is_told
+            }
+            BackendSource::Descriptor(backend) => {
+                self.connect(Some(backend));
+                false
+            }
             BackendSource::Launchers { secured, .. } => {
-                let told = self.parts.told_addresses();
-                (secured.go(Some(&facts), told.as_ref()), true)
+                self.connect(Some(secured.go(Some(&facts), told.as_ref())));
+                true
             }
         };
         let is_known = is_told && facts.client().is_some();
-        self.connect(Some(backend));
         self.report.facts = Some(facts);
         let entry = match self.parts.policy {
             Policy::Implicit => Entry::Implicit,
@@ -387,6 +415,8 @@ impl<'a> Relay<'a> {
         self.report.ended(end.to_owned());
         self.is_closing = true;
         self.to_backend.clear();
+        // The connector notices, and ends.
+        self.connecting = None;
         self.deadlines.begin_closing();
     }
 
@@ -402,6 +432,7 @@ impl Report {
             bytes_in: 0,
             bytes_out: 0,
             end: None,
+            fault: None,
             facts: None,
             policy,
             proxy,
@@ -414,9 +445,11 @@ impl Report {
         self.end.get_or_insert(end);
     }
 
-    /// The backend's exit status, or 0 where no backend was started: nothing that a client does is a failure.
+    /// The backend's exit status; where there was no such process, 0 unless a backend could not be had: nothing that a client
+    /// does is a failure.
     pub(crate) fn exit_status(&self) -> u8 {
-        self.backend_end.map_or(0, BackendEnd::exit_status)
+        let started = self.backend_end.map(BackendEnd::exit_status);
+        started.or(self.fault).unwrap_or(0)
     }
 
     /// Whether nothing was asked of a backend, and nothing was wrong with one: what a health check leaves.

@@ -5,6 +5,7 @@
 
 mod buffer;
 mod children;
+mod connecting;
 mod deadlines;
 mod ending;
 mod flow;
@@ -23,6 +24,7 @@ pub(crate) use flow::Report;
 use crate::activation::Addresses;
 use crate::backend::{Backend, Launcher};
 use crate::channel::{Channel, Received};
+use crate::connector::{Connecting, Connector};
 use crate::error::reason;
 use crate::imap::Policy;
 use crate::keeper::KeeperClient;
@@ -31,6 +33,7 @@ use crate::sandbox::Sandboxed;
 use crate::sys;
 use crate::tls::Tls;
 use buffer::Queue;
+pub(crate) use connecting::Remote;
 use deadlines::Deadlines;
 use ending::{Direction, Situation, Step};
 use flow::Phase;
@@ -39,6 +42,12 @@ use polling::Source;
 /// Who will speak IMAP, and when.
 #[derive(Debug)]
 pub(crate) enum BackendSource {
+    /// `--connect`: two connectors for the same reasons as two launchers.
+    Connectors {
+        cleartext: Option<Connector>,
+        secured: Connector,
+        remote: Remote,
+    },
     /// `--backend-fd`: there from the start, and kept.
     Descriptor(Backend),
     /// Launchers for the TLS phase and, in `optional`, for the cleartext phase: two, so that nothing a client said in
@@ -77,6 +86,13 @@ impl BackendSource {
     /// The descriptors that the network process keeps.
     pub(crate) fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
         match self {
+            Self::Connectors {
+                cleartext, secured, ..
+            } => cleartext
+                .iter()
+                .chain([secured])
+                .flat_map(Connector::descriptors)
+                .collect(),
             Self::Descriptor(backend) => backend.channel.descriptors().collect(),
             Self::Launchers { cleartext, secured } => cleartext
                 .iter()
@@ -99,6 +115,10 @@ struct Relay<'a> {
     /// Whether what passes between the client and us is TLS.
     is_tls: bool,
     backend: Option<Backend>,
+    /// A backend that is being connected to; there is none until then.
+    connecting: Option<Connecting>,
+    /// Where the backend is, if it is one that is connected to.
+    remote: Option<Remote>,
     /// Child processes that have been reaped.
     ended: Vec<(Pid, BackendEnd)>,
     /// What a backend that is kept across STARTTLS wrote too late for the cleartext phase.
@@ -191,6 +211,7 @@ impl Relay<'_> {
         }
         for source in sources {
             match source {
+                Source::Connector => self.hear_connector(),
                 Source::Keeper => self.keeper_is_gone(),
                 Source::Signals => self.read_signals(),
                 Source::ClientInput => self.read_client(),
@@ -237,7 +258,8 @@ impl Relay<'_> {
                     self.deadlines.postpone_ending(self.is_closing);
                 }
                 // It reads no more. What it still writes is the client's; its end of file tells the rest.
-                Err(_) => {
+                Err(error) => {
+                    self.note_break(&error);
                     self.to_backend.clear();
                     self.end_backend_input();
                 }
@@ -281,7 +303,11 @@ impl Relay<'_> {
             Ok(Received::Bytes(count)) => {
                 self.backend_sent(scratch.get(..count).unwrap_or_default())
             }
-            Ok(Received::End) | Err(_) => self.backend_ended(),
+            Ok(Received::End) => self.backend_ended(),
+            Err(error) => {
+                self.note_break(&error);
+                self.backend_ended();
+            }
         }
         self.scratch = scratch;
     }
@@ -355,6 +381,9 @@ impl Relay<'_> {
         if is_over(self.deadlines.handshake) {
             self.deadlines.handshake = None;
             self.close("handshake timeout", None);
+        }
+        if is_over(self.deadlines.connect) {
+            self.give_up_connecting();
         }
         if is_over(self.deadlines.login) {
             self.deadlines.login = None;

@@ -9,6 +9,7 @@ use super::Relay;
 use super::ending::Direction;
 use super::flow::Phase;
 use crate::channel::Channel;
+use crate::connector::Connecting;
 
 /// After this long without a byte, memory is given back.
 const IDLE: Duration = Duration::from_millis(200);
@@ -20,6 +21,7 @@ pub(super) enum Source {
     BackendOutput,
     ClientInput,
     ClientOutput,
+    Connector,
     Keeper,
     Signals,
 }
@@ -81,6 +83,8 @@ impl Relay<'_> {
         )];
         // Only its end is of interest. First, so that a STARTTLS in the same round is answered knowing it.
         wanted.extend(keeper.map(|fd| (Source::Keeper, fd, PollFlags::empty())));
+        let connector = self.connecting.as_ref().map(Connecting::descriptor);
+        wanted.extend(connector.map(|fd| (Source::Connector, fd, PollFlags::POLLIN)));
         let backend = self.backend.as_ref().map(|backend| &backend.channel);
         let mut want = |source, fd: Option<BorrowedFd<'b>>, event, is_wanted: bool| {
             wanted.extend(fd.filter(|_| is_wanted).map(|fd| (source, fd, event)));

@@ -23,6 +23,35 @@ pub(crate) struct BackendUser {
     pub(crate) user: Uid,
 }
 
+/// Whom the connector runs as.
+#[derive(Clone, Debug)]
+pub(crate) enum ConnectorUser {
+    /// As a plain user started us.
+    AsStarted,
+    /// The user that was named, with its groups, for there may be a socket that only those may use.
+    Named(BackendUser),
+    /// The network process's.
+    Network(Identity),
+}
+
+impl ConnectorUser {
+    pub(crate) fn is_root(&self) -> bool {
+        matches!(self, Self::Named(user) if user.user.is_root())
+    }
+
+    /// Becomes this user for good.
+    ///
+    /// # Errors
+    /// `System` if the kernel refuses.
+    pub(super) fn become_for_good(&self) -> Result<(), Error> {
+        match self {
+            Self::AsStarted => Ok(()),
+            Self::Named(user) => user.assume(),
+            Self::Network(identity) => drop_ids_permanently(*identity),
+        }
+    }
+}
+
 impl Identity {
     /// Looks up a user, and a group if one is named, by name or number. `option` is where the name came from.
     ///

@@ -27,6 +27,9 @@ pub(crate) struct Limits {
     pub(crate) memory: u64,
 }
 
+/// A resolver opens files and sockets of its own.
+const CONNECTOR_DESCRIPTORS: u64 = 64;
+
 /// Sets the limits of getrlimit(2), soft and hard, and makes the process neither dumpable nor traceable (prctl(2)).
 ///
 /// # Errors
@@ -43,12 +46,38 @@ pub(super) fn set_limits(limits: Limits) -> Result<(), Error> {
     if limits.file_growth == FileGrowth::Forbidden {
         all.push((Resource::RLIMIT_FSIZE, 0, "file size"));
     }
-    for (resource, limit, what) in all {
-        setrlimit(resource, limit, limit).map_err(|error| {
+    set_all(&all)?;
+    forbid_tracing()
+}
+
+/// The same for the connector. How much memory a resolver's libraries take is the system's affair, and none of a peer's.
+///
+/// # Errors
+/// `System` at the first limit that the kernel refuses.
+pub(crate) fn set_connector_limits() -> Result<(), Error> {
+    set_all(&[
+        (Resource::RLIMIT_CORE, 0, "core files"),
+        (
+            Resource::RLIMIT_NOFILE,
+            CONNECTOR_DESCRIPTORS,
+            "descriptors",
+        ),
+        (Resource::RLIMIT_NPROC, 0, "processes"),
+    ])?;
+    forbid_tracing()
+}
+
+fn set_all(limits: &[(Resource, u64, &str)]) -> Result<(), Error> {
+    for (resource, limit, what) in limits {
+        setrlimit(*resource, *limit, *limit).map_err(|error| {
             Error::system(format!("cannot limit {what} to {limit}"), error.desc())
         })?;
     }
-    // After the ids were changed, which makes a process dumpable again or not as the system pleases.
+    Ok(())
+}
+
+/// After the ids were changed, which makes a process dumpable again or not as the system pleases.
+fn forbid_tracing() -> Result<(), Error> {
     nix::sys::prctl::set_dumpable(false)
         .map_err(|error| Error::system("cannot forbid core dumps and tracing", error.desc()))
 }

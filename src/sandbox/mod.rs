@@ -11,7 +11,7 @@ use std::path::Path;
 
 use nix::libc;
 
-pub(crate) use identity::{BackendUser, Identity};
+pub(crate) use identity::{BackendUser, ConnectorUser, Identity};
 pub(crate) use limits::{FEW_DESCRIPTORS, FileGrowth, Limits, close_all_but};
 
 use crate::error::{Error, reason};
@@ -149,6 +149,28 @@ pub(crate) fn confine_opener(
         .and_then(|()| nix::sys::prctl::set_no_new_privs())
         .map_err(|error| Error::system("cannot set no_new_privs", error.desc()))?;
     filter::apply(&program)
+}
+
+/// Takes from the connector what it does not need: it goes on seeing files and the network, which it is there for, as a user
+/// without privileges; or as root, if that was asked for because of who may enter a directory.
+///
+/// # Errors
+/// `System` at the first step that fails. The process must not go on then.
+pub(crate) fn confine_connector(
+    bounding_set: BoundingSet,
+    user: &ConnectorUser,
+    kept: &[BorrowedFd<'_>],
+) -> Result<(), Error> {
+    bounding_set.ensure_empty();
+    user.become_for_good()?;
+    if !user.is_root() {
+        sys::drop_all_capabilities()
+            .map_err(|error| Error::system("cannot give up capabilities", reason(&error)))?;
+    }
+    limits::close_all_but(kept)?;
+    limits::set_connector_limits()?;
+    nix::sys::prctl::set_no_new_privs()
+        .map_err(|error| Error::system("cannot set no_new_privs", error.desc()))
 }
 
 /// By descriptor, so that what was checked is what is entered.

@@ -96,6 +96,42 @@ pub(crate) fn acknowledge_now(socket: BorrowedFd<'_>) {
     }
 }
 
+/// Undoes a connect(2) that failed or was given up (`AF_UNSPEC`, connect(2)): nothing of it stays with the socket.
+///
+/// # Errors
+/// As connect(2).
+pub(crate) fn dissolve(socket: BorrowedFd<'_>) -> io::Result<()> {
+    /// `AF_UNSPEC`, which is zero.
+    const UNSPECIFIED: libc::sa_family_t = 0;
+    let nobody = libc::sockaddr {
+        sa_family: UNSPECIFIED,
+        sa_data: [0; 14],
+    };
+    const SIZE: libc::socklen_t = 16;
+    // SAFETY: the kernel reads one address of that size, which lives through the call.
+    checked(unsafe { libc::connect(socket.as_raw_fd(), &raw const nobody, SIZE) }).map(drop)
+}
+
+/// From now on this process ends (by SIGIO, whose default that is) when the other end of the socketpair is closed, or says more;
+/// fcntl(2).
+///
+/// # Errors
+/// As fcntl(2); `EPIPE` if it is closed already.
+pub(crate) fn end_with_peer(socket: BorrowedFd<'_>) -> io::Result<()> {
+    let number = socket.as_raw_fd();
+    // SAFETY: these take integers, and change nothing but whom the kernel tells of the socket's events.
+    unsafe {
+        checked(libc::fcntl(number, libc::F_SETOWN, libc::getpid()))?;
+        let flags = checked(libc::fcntl(number, libc::F_GETFL))?;
+        checked(libc::fcntl(number, libc::F_SETFL, flags | libc::O_ASYNC))?;
+    }
+    // It may have happened just before.
+    if crate::channel::is_ready(socket, nix::poll::PollFlags::POLLIN)? {
+        return Err(io::Error::from_raw_os_error(libc::EPIPE));
+    }
+    Ok(())
+}
+
 /// Closes every descriptor from 3 up that is not in `kept`.
 ///
 /// # Errors

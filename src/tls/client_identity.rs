@@ -177,16 +177,21 @@ impl ClientIdentity {
             .filter(|value| !value.is_empty())
     }
 
+    /// The common name, if there is one and one only.
+    pub(crate) fn common_name(&self) -> Option<&str> {
+        self.field(COMMON_NAME)
+    }
+
     /// Who this is, for the log: the common name, or else the subject.
     pub(crate) fn name(&self) -> Option<&str> {
-        self.field(COMMON_NAME).or_else(|| self.field(SUBJECT))
+        self.common_name().or_else(|| self.field(SUBJECT))
     }
 
     /// The user that the certificate names: its common name, if that is exactly what useradd(8) takes for one. Nothing is made
     /// to fit: neither is a capital letter lowered nor an e-mail address cut at its `@`, as either could make a name that the
     /// authority never certified.
     pub(crate) fn user(&self) -> Option<&str> {
-        self.field(COMMON_NAME).filter(|name| is_user_name(name))
+        self.common_name().filter(|name| is_user_name(name))
     }
 }
 

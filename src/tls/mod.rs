@@ -330,6 +330,11 @@ impl Tls {
             .with_resumption(self.is_resumed())
     }
 
+    /// The protocol that was agreed on, if the client offered any.
+    pub(crate) fn alpn(&self) -> Option<&[u8]> {
+        self.engine.connection.alpn_protocol()
+    }
+
     /// The name that the client asked for, even if the handshake failed.
     pub(crate) fn server_name(&self) -> Option<&str> {
         self.resolver.heard.facts()?.server_name.as_deref()

@@ -24,6 +24,7 @@ mod activation;
 mod certificates;
 mod check;
 mod client_cert;
+mod connect;
 mod handshake;
 mod harness;
 mod hostile;
@@ -58,6 +59,7 @@ fn main() -> ExitCode {
         certificates::tests(),
         check::tests(),
         client_cert::tests(),
+        connect::tests(),
         handshake::tests(),
         hostile::tests(),
         interop::tests(),

@@ -12,6 +12,7 @@ pub mod process;
 pub mod program;
 pub mod ptrace;
 pub mod records;
+pub mod remote;
 pub mod superserver;
 pub mod sys;
 pub mod tool;
@@ -26,6 +27,7 @@ pub use program::{
     Handover, KEEPER_ID, NETWORK_ID, Processes, Program, Session, Socket, Stderr, eventually,
     within,
 };
+pub use remote::{Introduction, Remote};
 pub use superserver::{Server, Superserver};
 pub use tool::Tool;
 

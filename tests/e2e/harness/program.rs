@@ -130,6 +130,12 @@ impl Program {
         self
     }
 
+    /// `--connect`, in the place of BACKEND.
+    pub fn connect(self, remote: &super::Remote) -> Self {
+        self.backend([] as [&str; 0])
+            .option("--connect", &remote.target)
+    }
+
     /// Removes an option.
     pub fn without(mut self, name: &str) -> Self {
         self.options.retain(|(other, _)| other != name);
@@ -295,6 +301,7 @@ impl Program {
             child,
             client: Some(pair.client),
             peer: pair.peer,
+            local: pair.local,
             log_path,
             test: self.test.clone(),
             status: None,
@@ -346,6 +353,7 @@ struct Pair {
     server_input: OwnedFd,
     server_output: OwnedFd,
     peer: String,
+    local: String,
 }
 
 fn connect(socket: Socket, dir: &Path) -> Pair {
@@ -364,12 +372,15 @@ fn connect(socket: Socket, dir: &Path) -> Pair {
             client.local_addr().unwrap().port(),
         )
         .to_string();
+        let local = server.local_addr().unwrap();
+        let local = SocketAddr::new(local.ip().to_canonical(), local.port()).to_string();
         let server: OwnedFd = server.into();
         Pair {
             client: Client::on(client),
             server_input: server.try_clone().unwrap(),
             server_output: server,
             peer,
+            local,
         }
     };
     let v4 = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
@@ -389,6 +400,7 @@ fn connect(socket: Socket, dir: &Path) -> Pair {
                 server_input: server.try_clone().unwrap(),
                 server_output: server,
                 peer: "unix".to_owned(),
+                local: "unix".to_owned(),
             }
         }
         Socket::Pair => {
@@ -404,6 +416,7 @@ fn connect(socket: Socket, dir: &Path) -> Pair {
                 server_input: server.try_clone().unwrap(),
                 server_output: server,
                 peer: "unix".to_owned(),
+                local: "unix".to_owned(),
             }
         }
         Socket::Pipes => {
@@ -415,6 +428,7 @@ fn connect(socket: Socket, dir: &Path) -> Pair {
                 server_input,
                 server_output,
                 peer: "pipe".to_owned(),
+                local: "pipe".to_owned(),
             }
         }
     }
@@ -426,6 +440,8 @@ pub struct Session {
     client: Option<Client>,
     /// How log lines name the client: `127.0.0.1:50312`, `[::1]:50312`, `unix`, `pipe`.
     pub peer: String,
+    /// The address that the client connected to, likewise.
+    pub local: String,
     log_path: PathBuf,
     test: Test,
     status: Option<ExitStatus>,
@@ -442,6 +458,9 @@ pub struct Processes {
     pub opener: Option<Process>,
     /// Privileged and waiting, before it becomes the backend.
     pub launcher: Option<Process>,
+    /// With `--connect`, while there is no connection to the backend: without privileges.
+    pub connectors: usize,
+    pub connector: Option<Process>,
     pub backend: Option<Process>,
 }
 
@@ -453,6 +472,8 @@ impl Processes {
             keeper: None,
             opener: None,
             launcher: None,
+            connectors: 0,
+            connector: None,
             backend: None,
         };
         let program = network.exe();
@@ -463,6 +484,9 @@ impl Processes {
                 || !is_root() && found.launcher.is_some()
             {
                 found.keeper = Some(child);
+            } else if is_root() && child.status().numbers("Uid")[0] == NETWORK_ID {
+                found.connectors += 1;
+                found.connector = Some(child);
             } else if is_root() && child.status().mask("CapBnd") == 0 {
                 found.opener = Some(child);
             } else {
