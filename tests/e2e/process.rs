@@ -169,7 +169,7 @@ fn logged_in(test: &Test) -> Session {
     session
 }
 
-fn assert_confined(test: &Test, process: Process, id: u32) {
+pub fn assert_confined(test: &Test, process: Process, id: u32) {
     let status = process.status();
     assert_eq!(status.numbers("Uid"), [id; 4]);
     let gids = status.numbers("Gid");

@@ -2,19 +2,23 @@
 //! byte for byte, and has the scripted backend play on the rest.
 
 use super::backend::Backend;
-use super::client::PATIENCE;
+use super::client::{Client, PATIENCE};
 use super::program::eventually;
 use super::{Test, sys};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, connect, listen, socket,
+};
 use std::fs::File;
 use std::io::Read;
-use std::net::{SocketAddr, TcpListener};
-use std::os::fd::{AsFd, OwnedFd};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 /// What a server expects before a connection's first byte.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -119,8 +123,47 @@ pub fn unix_path(test: &Test) -> PathBuf {
     test.path(&format!("remote-{}.sock", super::next_number()))
 }
 
-/// The address of a header: source and destination.
-pub type Ends = (SocketAddr, SocketAddr);
+/// Accepts a connection that a test serves itself.
+pub fn accept_by_hand(listener: &TcpListener) -> Client {
+    let mut fds = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
+    let patience = PollTimeout::try_from(PATIENCE).unwrap();
+    assert_eq!(poll(&mut fds, patience), Ok(1), "nobody connects");
+    Client::on(listener.accept().unwrap().0)
+}
+
+/// A port of 127.0.0.1 that answers no more: its queue is full, so the kernel drops what comes. Dropping the connections in the
+/// queue, and accepting them, opens it.
+pub fn fill() -> (TcpListener, Vec<TcpStream>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listen(&listener, Backlog::new(0).unwrap()).unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut fillers = Vec::new();
+    while let Ok(filler) = TcpStream::connect_timeout(&address, Duration::from_millis(100)) {
+        fillers.push(filler);
+        assert!(fillers.len() < 100, "the queue takes all");
+    }
+    (listener, fillers)
+}
+
+/// The same at a unix socket, which everybody may use.
+pub fn fill_unix(path: &Path) -> (UnixListener, Vec<OwnedFd>) {
+    let listener = UnixListener::bind(path).unwrap();
+    std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o666)).unwrap();
+    listen(&listener, Backlog::new(0).unwrap()).unwrap();
+    let address = UnixAddr::new(path).unwrap();
+    let mut fillers = Vec::new();
+    loop {
+        let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+        let filler = socket(AddressFamily::Unix, SockType::Stream, flags, None).unwrap();
+        match connect(filler.as_raw_fd(), &address) {
+            Ok(()) => fillers.push(filler),
+            Err(error) => {
+                assert_eq!(error, nix::errno::Errno::EAGAIN);
+                return (listener, fillers);
+            }
+        }
+    }
+}
 
 fn accept(listener: &Listener, stopped: &OwnedFd) -> Option<OwnedFd> {
     let fd = match listener {

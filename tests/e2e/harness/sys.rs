@@ -144,6 +144,26 @@ pub fn as_user(uid: u32, act: fn(i32) -> i32, argument: i32) -> i32 {
     }
 }
 
+/// A copy of another process's descriptor; pidfd_getfd(2).
+pub fn copy_descriptor(pid: i32, number: RawFd) -> io::Result<std::os::fd::OwnedFd> {
+    use std::os::fd::{FromRawFd, OwnedFd};
+    let owned = |result: libc::c_long| match RawFd::try_from(result) {
+        // SAFETY: the calls below make a descriptor that nothing else owns.
+        Ok(number) if number >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(number) }),
+        _ => Err(io::Error::last_os_error()),
+    };
+    // SAFETY: both calls take integers.
+    unsafe {
+        let process = owned(libc::syscall(libc::SYS_pidfd_open, pid, 0))?;
+        owned(libc::syscall(
+            libc::SYS_pidfd_getfd,
+            process.as_raw_fd(),
+            number,
+            0,
+        ))
+    }
+}
+
 /// For [`as_user`]: 0 if `pid` could be traced, else errno.
 pub fn try_ptrace(pid: i32) -> i32 {
     // SAFETY: PTRACE_SEIZE reads no memory; the child that calls this exits at once, which detaches.
