@@ -15,7 +15,7 @@ use nix::unistd::{AccessFlags, alarm};
 
 use super::message::{ORDER_LENGTH, Order, Outcome};
 use super::{ALARM_SECONDS, ATTEMPTS_LIMIT, Route, Target, families};
-use crate::error::{EXIT_SETUP, EXIT_TEMPORARY, reason};
+use crate::error::{EXIT_SETUP, EXIT_TEMPORARY, Error, reason};
 use crate::log::Log;
 use crate::sandbox::{BoundingSet, confine_connector};
 use crate::sys;
@@ -36,7 +36,7 @@ pub(super) fn live(
     kept.extend(log.descriptor());
     // The alarm must not be ignored or blocked, as a superserver may have left it.
     let confined = sys::reset_signals()
-        .map_err(|error| crate::error::Error::system("cannot reset signals", reason(&error)))
+        .map_err(|error| Error::system("cannot reset signals", reason(&error)))
         .and_then(|()| confine_connector(bounding_set, &route.user, &kept));
     if let Err(error) = confined {
         log.error(&error);
@@ -125,29 +125,39 @@ fn reach_addresses(
     deadline: Instant,
 ) -> Outcome {
     let mut faults = Vec::new();
-    for (index, address) in addresses.iter().enumerate() {
-        let storage = SockaddrStorage::from(*address);
-        let place = families(target)
-            .iter()
-            .position(|family| Some(*family) == storage.family());
-        let waiting = u32::try_from(addresses.len() - index).unwrap_or(1);
+    for (address, waiting) in addresses.iter().zip((1..=addresses.len()).rev()) {
         let now = Instant::now();
-        let until = now + deadline.saturating_duration_since(now) / waiting.max(1);
-        let connected = match place.and_then(|place| sockets.get(place)) {
-            Some(socket) => connect_by(socket, &storage, until),
-            None => Err(Errno::EAFNOSUPPORT),
-        };
-        match (connected, place.and_then(|place| u8::try_from(place).ok())) {
-            (Ok(()), Some(socket)) => {
+        let share = u32::try_from(waiting).unwrap_or(u32::MAX);
+        let until = now + deadline.saturating_duration_since(now) / share;
+        match reach_address(*address, target, sockets, until) {
+            Ok(socket) => {
                 let text = address.to_string();
                 return Outcome::Done { socket, text };
             }
-            (Err(error), _) if addresses.len() == 1 => return temporary(error.desc()),
-            (Err(error), _) => faults.push(format!("{address}: {}", error.desc())),
-            (Ok(()), None) => {}
+            Err(error) => faults.push((address, error.desc())),
         }
     }
-    temporary(faults.join("; "))
+    let texts = faults.iter().map(|(address, why)| match target {
+        // The log has it already.
+        Target::Address(_) => (*why).to_owned(),
+        Target::Name(..) | Target::Unix(_) => format!("{address}: {why}"),
+    });
+    temporary(texts.collect::<Vec<_>>().join("; "))
+}
+
+/// Connects the socket of the address's family, and says which one that is.
+fn reach_address(
+    address: SocketAddr,
+    target: &Target,
+    sockets: &[OwnedFd],
+    deadline: Instant,
+) -> nix::Result<u8> {
+    let storage = SockaddrStorage::from(address);
+    let mut numbered = (0..).zip(families(target).iter().zip(sockets));
+    let (number, (_, socket)) = numbered
+        .find(|(_, (family, _))| Some(**family) == storage.family())
+        .ok_or(Errno::EAFNOSUPPORT)?;
+    connect_by(socket, &storage, deadline).map(|()| number)
 }
 
 /// `SO_SNDTIMEO` is what bounds connect(2), for TCP and for a unix socket whose queue is full (socket(7)).

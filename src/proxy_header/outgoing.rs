@@ -38,8 +38,11 @@ pub(crate) fn header(
             Ok(addresses.to_string().into_bytes())
         }
         Version::V2 => {
+            // Without addresses it is LOCAL, and not PROXY with none: section 2.2 leaves it to the receiver whether it takes the
+            // latter, and Dovecot does not. Who reads the rest of the header all the same, which Dovecot does not either, reads
+            // what is true.
             let known = Builder::with_addresses(
-                v2::Version::Two | Command::Proxy,
+                v2::Version::Two | pair.map_or(Command::Local, |_| Command::Proxy),
                 pair.map_or(Protocol::Unspecified, |_| Protocol::Stream),
                 pair.map_or(v2::Addresses::Unspecified, Into::into),
             );
@@ -100,4 +103,87 @@ fn ssl(facts: &Facts) -> std::io::Result<Vec<u8>> {
         }
     }
     Ok(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tls::FACTS_LENGTH;
+
+    fn addresses(peer: &str, local: &str) -> Option<Addresses> {
+        Some(Addresses {
+            local: local.parse().unwrap(),
+            peer: peer.parse().unwrap(),
+        })
+    }
+
+    /// TLS 1.3 with `TLS_AES_128_GCM_SHA256`, and this server name.
+    fn facts(name: &str) -> Facts {
+        let mut bytes = [0; FACTS_LENGTH];
+        bytes[..4].copy_from_slice(&[0x03, 0x04, 0x13, 0x01]);
+        bytes[8] = u8::try_from(name.len()).unwrap();
+        bytes[9..9 + name.len()].copy_from_slice(name.as_bytes());
+        Facts::decode(&bytes).unwrap()
+    }
+
+    #[test]
+    fn the_first_form_is_a_line() {
+        let line =
+            |addresses| String::from_utf8(header(Version::V1, addresses, None).unwrap()).unwrap();
+        assert_eq!(
+            line(addresses("192.0.2.7:50312", "192.0.2.1:143")),
+            "PROXY TCP4 192.0.2.7 192.0.2.1 50312 143\r\n"
+        );
+        assert_eq!(
+            line(addresses("[2001:db8::7]:50312", "[2001:db8::1]:143")),
+            "PROXY TCP6 2001:db8::7 2001:db8::1 50312 143\r\n"
+        );
+        // As a balancer may tell of them: the format has no room for one of each.
+        assert_eq!(
+            line(addresses("192.0.2.7:50312", "[2001:db8::1]:143")),
+            "PROXY TCP6 ::ffff:192.0.2.7 2001:db8::1 50312 143\r\n"
+        );
+        assert_eq!(line(None), "PROXY UNKNOWN\r\n");
+    }
+
+    #[test]
+    fn the_second_form_says_nothing_of_tls_where_there_is_none() {
+        let known = addresses("192.0.2.7:258", "192.0.2.1:143");
+        let signature = b"\r\n\r\n\0\r\nQUIT\n";
+        let expected = [
+            signature.as_slice(),
+            &[0x21, 0x11, 0, 12, 192, 0, 2, 7, 192, 0, 2, 1, 1, 2, 0, 143],
+        ]
+        .concat();
+        assert_eq!(header(Version::V2, known, None).unwrap(), expected);
+        let expected = [signature.as_slice(), &[0x20, 0, 0, 0]].concat();
+        assert_eq!(header(Version::V2, None, None).unwrap(), expected);
+    }
+
+    #[test]
+    fn the_second_form_tells_of_tls() {
+        let known = addresses("192.0.2.7:258", "192.0.2.1:143");
+        let facts = facts("a.example");
+        let told = header(Version::V2, known, Some((&facts, Some(b"imap")))).unwrap();
+        let expected = [
+            b"\r\n\r\n\0\r\nQUIT\n\x21\x11\x00\x4a".as_slice(),
+            &[192, 0, 2, 7, 192, 0, 2, 1, 1, 2, 0, 143],
+            b"\x01\x00\x04imap\x02\x00\x09a.example",
+            b"\x20\x00\x28\x01\x00\x00\x00\x01\x21\x00\x07TLSv1.3\x23\x00\x16TLS_AES_128_GCM_SHA256",
+        ]
+        .concat();
+        assert_eq!(told, expected);
+        // Other code reads it so, too.
+        let parsed = v2::Header::try_from(told.as_slice()).unwrap();
+        assert_eq!(parsed.len(), told.len());
+        let kinds: Vec<u8> = parsed.tlvs().map(|tlv| tlv.unwrap().kind).collect();
+        assert_eq!(kinds, [1, 2, 0x20]);
+    }
+
+    #[test]
+    fn the_longest_name_fits() {
+        let facts = facts(&["a".repeat(63).as_str(); 4].join(".")[..253]);
+        let told = header(Version::V2, None, Some((&facts, None))).unwrap();
+        assert!(told.len() < 1024, "{}", told.len());
+    }
 }

@@ -150,6 +150,11 @@ fn failing() -> Vec<Trial> {
             unknown_name,
         ),
         test(
+            "connect: a name server that does not answer holds nobody for longer than 10 s",
+            NAMES,
+            mute_name_server,
+        ),
+        test(
             "connect: --check finds what can be found without connecting",
             &[Need::Root],
             examined,
@@ -797,12 +802,14 @@ fn unix_faults(test: &Test) {
 
 /// Shell commands after which these names, and no others, are known in a mount namespace; nobody is asked over a network.
 fn hosts(test: &Test, lines: &str) -> String {
+    names(test, lines, "files")
+}
+
+/// The same with another place to look names up in.
+fn names(test: &Test, lines: &str, place: &str) -> String {
     write_file(&test.path("hosts"), lines, 0o644);
-    write_file(
-        &test.path("nsswitch.conf"),
-        "passwd: files\ngroup: files\nhosts: files\n",
-        0o644,
-    );
+    let switch = format!("passwd: files\ngroup: files\nhosts: {place}\n");
+    write_file(&test.path("nsswitch.conf"), switch, 0o644);
     write_file(&test.path("host.conf"), "multi on\n", 0o644);
     ["hosts", "nsswitch.conf", "host.conf"]
         .map(|name| format!("mount --bind {} /etc/{name}\n", test.path(name).display()))
@@ -867,6 +874,40 @@ fn unknown_name(test: &Test) {
     eventually("the connection ends", || {
         server.sessions().is_empty().then_some(())
     });
+}
+
+fn mute_name_server(test: &Test) {
+    let _mute = std::net::UdpSocket::bind("127.0.0.77:53").unwrap();
+    write_file(&test.path("resolv.conf"), "nameserver 127.0.0.77\n", 0o644);
+    let setup = names(test, "127.0.0.1 localhost\n", "dns")
+        + &format!(
+            "mount --bind {} \"$(readlink -f /etc/resolv.conf)\"\n",
+            test.path("resolv.conf").display()
+        );
+    let program = at(test, "required", "somebody.test:143");
+    let server = Server::start_in(test, Superserver::Tcpserver, &program, Some(&setup));
+    let mut client = server.connect();
+    client.greeting();
+    let began = Instant::now();
+    client.starttls(pki());
+    assert!(client.line().starts_with("* BYE [UNAVAILABLE]"));
+    let took = began.elapsed();
+    assert!(
+        took > Duration::from_secs(9) && took < Duration::from_secs(13),
+        "{took:?}"
+    );
+    server.wait_log(
+        "the backend 'somebody.test:143' (--connect) cannot be connected to: no connection within 10 s",
+    );
+    // What asked the name server is gone before the network process is.
+    let [processes] = server.sessions()[..] else {
+        panic!("{:?}", server.sessions())
+    };
+    eventually("the connector is gone", || {
+        processes.network.children().is_empty().then_some(())
+    });
+    drop(client);
+    server.wait_log(&format!("status {}", 111 << 8));
 }
 
 fn report(program: &Program) -> (String, Option<i32>) {
@@ -1215,11 +1256,8 @@ fn socket_options(test: &Test) {
     let socket = sys::copy_descriptor(session.network().0, number).unwrap();
     assert_eq!(getsockopt(&socket, sockopt::TcpNoDelay), Ok(true));
     assert_eq!(getsockopt(&socket, sockopt::KeepAlive), Ok(true));
-    assert_eq!(
-        getsockopt(&socket, sockopt::SendTimeout)
-            .map(|time| time.tv_sec() + i64::from(time.tv_usec())),
-        Ok(0)
-    );
+    let timeout = getsockopt(&socket, sockopt::SendTimeout).unwrap();
+    assert_eq!((timeout.tv_sec(), timeout.tv_usec()), (0, 0));
 }
 
 fn connector_killed(test: &Test) {
@@ -1500,8 +1538,9 @@ fn v2(ends: Option<Ends>, tls: Option<&[u8]>) -> Vec<u8> {
         }
     }
     content.extend(tls.unwrap_or_default());
-    let mut header = b"\r\n\r\n\0\r\nQUIT\n\x21".to_vec();
-    header.push(family);
+    let mut header = b"\r\n\r\n\0\r\nQUIT\n".to_vec();
+    // PROXY and an address, or LOCAL and none.
+    header.extend([0x20 | u8::from(ends.is_some()), family]);
     header.extend((content.len() as u16).to_be_bytes());
     header.extend(content);
     header

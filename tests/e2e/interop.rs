@@ -12,9 +12,9 @@ use std::path::Path;
 use std::time::Duration;
 
 /// The account on the servers.
-const USER: &str = "e2email";
-const PASSWORD: &str = "sekret";
-const ID: u32 = 61_010;
+pub const USER: &str = "e2email";
+pub const PASSWORD: &str = "sekret";
+pub const ID: u32 = 61_010;
 const BIG: usize = 10 << 20;
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -366,11 +366,11 @@ fn without_added_headers(message: &[u8]) -> Vec<u8> {
         .collect()
 }
 
-fn ca() -> String {
+pub fn ca() -> String {
     Pki::of(Key::P256).ca.display().to_string()
 }
 
-fn curl(test: &Test, port: u16) {
+pub fn curl(test: &Test, port: u16) {
     let url = |rest: &str| format!("imap://localhost:{port}/{rest}");
     let account = format!("{USER}:{PASSWORD}");
     let run = |arguments: &[&str]| {
@@ -397,7 +397,7 @@ fn curl(test: &Test, port: u16) {
     assert!(!other.status.success());
 }
 
-fn imaplib(test: &Test, port: u16) {
+pub fn imaplib(test: &Test, port: u16) {
     write_file(&test.path("big"), big_message(), 0o644);
     let script = format!(
         r#"
@@ -441,7 +441,7 @@ print('all is well')
 }
 
 /// Pulls the mailbox, puts the big message into the local copy, pushes it, and pulls all into a second, empty copy.
-fn mbsync(test: &Test, port: u16, pushes: bool) {
+pub fn mbsync(test: &Test, port: u16, pushes: bool) {
     let big = big_message();
     let config = |place: &str, sync: &str| {
         let dir = test.path(place);

@@ -25,6 +25,7 @@ mod certificates;
 mod check;
 mod client_cert;
 mod connect;
+mod connect_servers;
 mod handshake;
 mod harness;
 mod hostile;
@@ -60,6 +61,7 @@ fn main() -> ExitCode {
         check::tests(),
         client_cert::tests(),
         connect::tests(),
+        connect_servers::tests(),
         handshake::tests(),
         hostile::tests(),
         interop::tests(),

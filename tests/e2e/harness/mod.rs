@@ -28,7 +28,7 @@ pub use program::{
     within,
 };
 pub use remote::{Introduction, Remote};
-pub use superserver::{Server, Superserver};
+pub use superserver::{Server, Superserver, is_listening};
 pub use tool::Tool;
 
 pub use nix::libc;

@@ -158,6 +158,24 @@ impl Server {
         Client::on(self.connect_socket())
     }
 
+    /// A new client whose address is another one of loopback's.
+    pub fn connect_from(&self, source: std::net::Ipv4Addr) -> Client {
+        use nix::sys::socket::{
+            AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, socket,
+        };
+        use std::os::fd::AsRawFd;
+        let flags = SockFlag::SOCK_CLOEXEC;
+        let socket = socket(AddressFamily::Inet, SockType::Stream, flags, None).unwrap();
+        let from = SockaddrIn::from(std::net::SocketAddrV4::new(source, 0));
+        bind(socket.as_raw_fd(), &from).unwrap();
+        connect(
+            socket.as_raw_fd(),
+            &SockaddrIn::new(127, 0, 0, 1, self.port),
+        )
+        .unwrap();
+        Client::on(socket)
+    }
+
     /// A new connection as a bare socket.
     pub fn connect_socket(&self) -> TcpStream {
         let stream = TcpStream::connect(SocketAddr::from(([127, 0, 0, 1], self.port))).unwrap();
@@ -222,7 +240,7 @@ fn xinetd_config(
 }
 
 /// Whether a TCP socket listens on this port, found without connecting (which would start a session).
-fn is_listening(port: u16) -> bool {
+pub fn is_listening(port: u16) -> bool {
     let suffix = format!(":{port:04X}");
     ["/proc/net/tcp", "/proc/net/tcp6"].iter().any(|table| {
         std::fs::read_to_string(table)
