@@ -2,12 +2,12 @@
 //! own, so that none can disturb or observe another.
 
 use std::collections::BTreeMap;
-use std::io::{IoSlice, IoSliceMut};
+use std::io::{ErrorKind, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 use nix::libc::c_int;
-use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 use nix::sys::socket::{
     ControlMessage, ControlMessageOwned, MsgFlags, recv, recvmsg, send, sendmsg,
 };
@@ -86,9 +86,9 @@ pub(super) fn answer(keeper: &Keeper<'_>, control: &OwnedFd, epoll: &Epoll) -> u
     // One octet more than the limit, so that a request over it is seen to be too long and not cut to fit.
     let mut buffer = vec![0; REQUEST_LIMIT + 1];
     while is_listener_there || !askers.connections.is_empty() {
-        let count = match epoll.wait(&mut events, EpollTimeout::NONE) {
+        let count = match sys::wait_for_events(epoll, &mut events) {
             Ok(count) => count,
-            Err(Errno::EINTR) => continue,
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
             Err(_) => return EXIT_TEMPORARY,
         };
         // One request of each in a round: nobody waits longer than the others take.

@@ -12,6 +12,7 @@ pub use memory::Allocator;
 pub(crate) use memory::{give_back_free_memory, note_stack};
 
 use nix::libc;
+use nix::sys::epoll::{Epoll, EpollEvent};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal};
 use nix::unistd::{ForkResult, Pid};
 
@@ -66,6 +67,26 @@ pub(crate) fn own_descriptor(number: RawFd) -> io::Result<OwnedFd> {
 pub(crate) fn own_received(number: RawFd) -> OwnedFd {
     // SAFETY: the kernel has just made the number for whoever received the message, and nobody else knows it.
     unsafe { OwnedFd::from_raw_fd(number) }
+}
+
+/// Waits for events, by the one system call that all libraries and architectures have for it: epoll_pwait(2).
+///
+/// # Errors
+/// As epoll_pwait(2).
+pub(crate) fn wait_for_events(epoll: &Epoll, events: &mut [EpollEvent]) -> io::Result<usize> {
+    const FOR_EVER: libc::c_int = -1;
+    let most = libc::c_int::try_from(events.len()).unwrap_or(libc::c_int::MAX);
+    // SAFETY: nix's event is the kernel's, `most` of them are borrowed for writing, and there is no signal mask.
+    let count = checked(unsafe {
+        libc::epoll_pwait(
+            epoll.0.as_raw_fd(),
+            events.as_mut_ptr().cast(),
+            most,
+            FOR_EVER,
+            std::ptr::null(),
+        )
+    })?;
+    Ok(usize::try_from(count).unwrap_or(0))
 }
 
 /// Discards what the peer has sent, without this process ever holding the bytes: TCP drops them in the kernel
