@@ -8,7 +8,7 @@ use crate::Result;
 use crate::client::Entry;
 use crate::workspace::Workspace;
 
-/// A program under tcpserver.
+/// A program under tcpserver, or one that listens by itself.
 #[derive(Debug)]
 pub(crate) struct Contestant {
     pub(crate) name: String,
@@ -23,7 +23,11 @@ pub(crate) struct Contestant {
 /// What it is compared as.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Role {
+    /// The IMAP server itself: what a connection costs with nothing between.
+    Backend,
     Floor,
+    /// Without tcpserver.
+    Listener,
     Ours,
     Peer,
     StaticFloor,
@@ -38,6 +42,14 @@ pub(crate) fn all(
         return Err("tcpserver is needed (Debian package ucspi-tcp)".into());
     }
     let mut all = vec![
+        Contestant {
+            name: "backend alone".to_owned(),
+            role: Role::Backend,
+            entry: Entry::Plain,
+            command: words([&workspace.imapd]),
+            environment: Vec::new(),
+            notes: "the IMAP server under tcpserver, with nothing between",
+        },
         copies("copy floor", Role::Floor, &workspace.makesock, workspace),
         copies(
             "static copy floor",
@@ -48,7 +60,19 @@ pub(crate) fn all(
     ];
     for (name, program) in programs {
         for (entry, policy) in [(Entry::StartTls, "required"), (Entry::Implicit, "implicit")] {
-            all.push(imap_tls(name, program, entry, policy, workspace));
+            let under_tcpserver = imap_tls(name, program, entry, policy, workspace);
+            let listener = Contestant {
+                name: format!("{name} listener {}", describe(entry)),
+                role: Role::Listener,
+                command: under_tcpserver.command.clone(),
+                environment: vec![
+                    ("IMAP_TLS_MAX_CONNECTIONS", "10000".into()),
+                    ("IMAP_TLS_MAX_PER_SOURCE", "10000".into()),
+                ],
+                notes: "the same without tcpserver and exec: a network process each, forked by the listener; one keeper for all",
+                entry,
+            };
+            all.extend([under_tcpserver, listener]);
         }
     }
     let peers = [

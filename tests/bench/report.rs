@@ -264,6 +264,7 @@ impl Floors {
                 .map_or(Summary::default(), |(.., summary)| *summary)
         };
         let (floor, static_floor) = (of_role(Role::Floor), of_role(Role::StaticFloor));
+        let backend = of_role(Role::Backend);
         let peers: Vec<_> = rows
             .iter()
             .filter(|(contestant, ..)| contestant.role == Role::Peer)
@@ -278,11 +279,14 @@ impl Floors {
             .map_or(Summary::default(), |(.., summary)| *summary);
         let mut text = String::from(
             "Ratios (the best peer is the best in that figure; below 1 is better, for MB/s above 1):\n\n\
-             | | CPU a connection / (copy floor + handshake floor), C=1 / C=8 | CPU a connection / (static copy floor + handshake floor) | CPU a connection / best peer | wall median / best peer | wall p95 / best peer | CPU down / (copy floor + cipher) | CPU up / (copy floor + cipher) | MB/s down / stunnel4 | MB/s up / stunnel4 |\n\
-             | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n",
+             | | CPU a connection / (copy floor + handshake floor), C=1 / C=8 | CPU a connection / (static copy floor + handshake floor) | CPU a connection / (backend alone + handshake floor) | CPU a connection / best peer | wall median / best peer | wall p95 / best peer | CPU down / (copy floor + cipher) | CPU up / (copy floor + cipher) | MB/s down / stunnel4 | MB/s up / stunnel4 |\n\
+             | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n",
         );
         for (contestant, _, own) in rows {
-            if matches!(contestant.role, Role::Floor | Role::StaticFloor) {
+            if matches!(
+                contestant.role,
+                Role::Backend | Role::Floor | Role::StaticFloor
+            ) {
                 continue;
             }
             let both = |cell: &dyn Fn(usize) -> String| [0, 1].map(cell).join(" / ");
@@ -296,6 +300,7 @@ impl Floors {
                 contestant.name.clone(),
                 both(&|at| over_floor(at, &floor)),
                 both(&|at| over_floor(at, &static_floor)),
+                both(&|at| over_floor(at, &backend)),
                 both(&|at| ratio(own.processor[at], least(&|peer| peer.processor[at]))),
                 both(&|at| ratio(own.wall[at], least(&|peer| peer.wall[at]))),
                 both(&|at| ratio(own.wall_p95[at], least(&|peer| peer.wall_p95[at]))),
@@ -372,7 +377,7 @@ fn facts_table(rows: &[Row<'_>]) -> String {
 }
 
 const NOTES: &str = "\
-How to read it: every contestant runs under its own tcpserver with the same certificate and the same tiny static IMAP server. \
+How to read it: every contestant, unless it listens by itself, runs under its own tcpserver with the same certificate and the same tiny static IMAP server. \
 A connection is connect, (STARTTLS,) full handshake, LOGIN, LOGOUT, end of file; C is how many at a time. \
 CPU is of the whole process tree: tcpserver's fork, the contestant and the IMAP server, not the client; the median of the rounds. \
 Wall is over all connections of all rounds, the client's own work included. \

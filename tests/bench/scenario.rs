@@ -72,7 +72,7 @@ impl Scenario {
 
     /// Whether it is anything to this contestant: some things are ours alone to show, and take long.
     pub(crate) fn concerns(self, contestant: &Contestant, round: usize) -> bool {
-        let is_ours = contestant.role == Role::Ours;
+        let is_ours = matches!(contestant.role, Role::Listener | Role::Ours);
         match self {
             Self::Growth(_) => is_ours && contestant.entry == Entry::Implicit && round == 0,
             Self::Resumed(_) => is_ours,

@@ -1,11 +1,12 @@
-//! A contestant under tcpserver, and the processor time of everything that came of it.
+//! A contestant under tcpserver or by itself, and the processor time of everything that came of it.
 
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader};
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::resource::{UsageWho, getrusage};
@@ -15,7 +16,7 @@ use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 
 use crate::Result;
-use crate::contestant::Contestant;
+use crate::contestant::{Contestant, Role};
 use crate::memory::descendants;
 use crate::workspace::{Workspace, ending_signals};
 
@@ -146,6 +147,9 @@ impl<'a> Server<'a> {
             }
             None => Command::new("tcpserver"),
         };
+        if contestant.role == Role::Listener {
+            return Self::start_listener(contestant, workspace, before);
+        }
         let log = File::options()
             .create(true)
             .append(true)
@@ -182,6 +186,57 @@ impl<'a> Server<'a> {
             return Err("tcpserver told no port".into());
         }
         Ok(server)
+    }
+
+    /// Starts a contestant that listens by itself, on a port that was free a moment ago.
+    fn start_listener(
+        contestant: &Contestant,
+        workspace: &'a Workspace,
+        before: Duration,
+    ) -> Result<Self> {
+        let accounting = &workspace.accounting;
+        let address = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?;
+        let path = workspace.log(contestant);
+        let log = File::create(&path)?;
+        let mut command = match accounting.group() {
+            Some(group) => {
+                let mut shell = Command::new("sh");
+                shell
+                    .args(["-c", "echo $$ > \"$0\" && exec \"$@\""])
+                    .arg(group.join("cgroup.procs"))
+                    .arg(&contestant.command[0]);
+                shell
+            }
+            None => Command::new(&contestant.command[0]),
+        };
+        command
+            .args(["--listen", &address.to_string()])
+            .args(&contestant.command[1..])
+            .envs(contestant.environment.iter().cloned())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log);
+        ending_signals().thread_unblock()?;
+        let child = command.spawn();
+        ending_signals().thread_block()?;
+        let child = child.map_err(|error| format!("cannot start the listener: {error}"))?;
+        let process = Pid::from_raw(child.id().try_into()?);
+        let deadline = Instant::now() + PATIENCE;
+        while !fs::read_to_string(&path)?.contains("listening on") {
+            if Instant::now() > deadline {
+                return Err("the listener does not listen".into());
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(Self {
+            accounting,
+            base: match accounting {
+                Accounting::Waited => before,
+                _ => accounting.used()?,
+            },
+            port: address.port(),
+            process,
+        })
     }
 
     /// Counts from here on, where that is possible.
