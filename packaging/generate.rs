@@ -43,7 +43,7 @@ fn generate(directory: &Path) -> io::Result<()> {
 }
 
 /// When the page's own words last changed.
-const DATE: &str = "2026-11-22";
+const DATE: &str = "2026-11-26";
 
 fn man_page(out: &mut dyn Write) -> io::Result<()> {
     let man = Man::new(imap_tls::command_line())
@@ -131,6 +131,20 @@ fn synopsis() -> Roff {
         roman(" ["),
         italic("OPTIONS"),
         roman("] "),
+        bold("--connect"),
+        roman(" "),
+        italic("HOST"),
+        roman(":"),
+        italic("PORT"),
+        roman("|unix:"),
+        italic("PATH"),
+    ]);
+    page.control("br", []);
+    page.text([
+        bold("imap-tls"),
+        roman(" ["),
+        italic("OPTIONS"),
+        roman("] "),
         bold("--backend-fd"),
         roman(" "),
         italic("N"),
@@ -178,6 +192,16 @@ fn policies() -> Roff {
             ),
         ],
     );
+    paragraphs(
+        &mut page,
+        &[
+            "A backend that is connected to (--connect) is connected to when another would be started. 10 seconds are the limit \
+             for that. With --send-proxy, the first bytes on the connection are a header of HAProxy's PROXY protocol: v1 has the \
+             client's address and ours; v2 has, after TLS, also the facts about TLS that a backend which is started finds in its \
+             environment: version, cipher suite, server name, ALPN, and the common name of a verified client certificate. The \
+             backend must expect the header.",
+        ],
+    );
     page
 }
 
@@ -189,7 +213,8 @@ fn processes() -> Roff {
             "The process that the superserver started becomes the network process: it enters its sandbox before it reads the \
              first byte from the client. Before that it forks the keeper, which alone reads private keys and ticket keys, serves \
              one handshake and ends; with --cert-dir the opener, which reads the files of one name for the keeper; and the launcher, which waits with the superserver's rights until TLS stands and then becomes \
-             the backend. The network process is the last to go and exits with the backend's status.",
+             the backend. With --connect the connector is in the launcher's place: without privileges, as --user or --backend-user, it connects \
+             a socket that the network process has too, and ends. The network process is the last to go and exits with the backend's status.",
             "The sandbox: user and group of its own, no supplementary groups, no capabilities, an empty root directory, \
              no_new_privs, limits on memory, files and processes, neither dumpable nor traceable, and a system call filter \
              that ends the process for every call that is not on a short list.",
@@ -259,7 +284,7 @@ fn environment() -> Roff {
     let mut page = section("ENVIRONMENT");
     introduction(
         &mut page,
-        &["The backend gets the superserver's environment, with these set:"],
+        &["A backend that is started gets the superserver's environment, with these set:"],
     );
     terms(
         &mut page,
@@ -318,7 +343,10 @@ fn exit_status() -> Roff {
                 "100",
                 "Usage or set-up: the log line names the option that mends it.",
             ),
-            ("111", "A temporary fault of the system."),
+            (
+                "111",
+                "A temporary fault of the system, or a backend that cannot be connected to or breaks off (--connect).",
+            ),
         ],
     );
     page

@@ -78,9 +78,9 @@ root=\$1
 fetch inetutils-inetd inetutils-inetd
 fetch openbsd-inetd openbsd-inetd
 fetch xinetd xinetd
-fetch dovecot dovecot-imapd socat
+fetch dovecot dovecot-imapd
 fetch courier courier-imap courier-authdaemon
-fetch cyrus cyrus-imapd sasl2-bin libsasl2-modules socat
+fetch cyrus cyrus-imapd sasl2-bin libsasl2-modules
 # mailutils' imap4d wants a superserver and then serves port 143 by it, in clear.
 chroot "\$root" dpkg --purge --force-depends inetutils-inetd
 EOF
