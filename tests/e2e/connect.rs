@@ -85,6 +85,16 @@ fn telling() -> Vec<Trial> {
             nothing_before_tls,
         ),
         test(
+            "connect: behind a balancer the client is whom its header names",
+            &[],
+            behind_balancer,
+        ),
+        test(
+            "connect: under the listener each connection has its own backend, told of its own client",
+            &[],
+            under_listener,
+        ),
+        test(
             "connect: the environment's variables do as well",
             &[],
             by_environment,
@@ -507,6 +517,91 @@ fn nothing_before_tls(test: &Test) {
     }
 }
 
+/// What comes in by `--accept-proxy` goes out by `--send-proxy`: the addresses, not what the balancer says of TLS.
+fn behind_balancer(test: &Test) {
+    let ends: Ends = (
+        "192.0.2.7:4711".parse().unwrap(),
+        "198.51.100.1:143".parse().unwrap(),
+    );
+    for policy in ["required", "optional", "implicit"] {
+        for introduction in [Introduction::V1, Introduction::V2] {
+            let remote = remote(test, Place::Tcp, introduction);
+            let mut session = program(test, &remote, introduction)
+                .tls(policy)
+                .flag("--accept-proxy")
+                .option("--proxy-from", "127.0.0.1")
+                .start();
+            let client = session.client();
+            client.send(v2(Some(ends), None));
+            enter(client, policy, &TlsOffer::new(pki()));
+            client.login();
+            let tls = facts(client, Some("localhost"), None);
+            let secured = match introduction {
+                Introduction::V2 => v2(Some(ends), Some(&tls)),
+                _ => v1(ends),
+            };
+            let clear = match introduction {
+                Introduction::V2 => v2(Some(ends), None),
+                _ => v1(ends),
+            };
+            let mut expected = vec![secured];
+            if policy == "optional" {
+                expected.insert(0, clear);
+            }
+            assert_eq!(remote.headers(), expected, "{policy}");
+            assert!(client.command("bye LOGOUT").is_ok());
+            session.close_client();
+            assert_eq!(session.wait_code(), 0);
+        }
+    }
+}
+
+fn under_listener(test: &Test) {
+    let remote = remote(test, Place::Tcp, Introduction::V2);
+    let port = free_port();
+    let program =
+        program(test, &remote, Introduction::V2).option("--listen", format!("127.0.0.1:{port}"));
+    let line = program.command_line();
+    let mut listener = Tool::new(test, line[0].to_str().unwrap())
+        .args(&line[1..])
+        .envs(program.environment().clone())
+        .start();
+    eventually("it listens", || {
+        assert!(!listener.has_ended(), "{}", listener.log());
+        is_listening(port).then_some(())
+    });
+    let mut clients: Vec<_> = (0..3)
+        .map(|_| {
+            let stream = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+            let ends = (stream.local_addr().unwrap(), stream.peer_addr().unwrap());
+            (Client::on(stream), ends)
+        })
+        .collect();
+    for (index, (client, ends)) in clients.iter_mut().enumerate() {
+        client.log_in_by_starttls(pki());
+        let tls = facts(client, Some("localhost"), None);
+        assert_eq!(remote.header(index), v2(Some(*ends), Some(&tls)));
+    }
+    for (client, _) in &mut clients {
+        assert!(client.command("bye LOGOUT").is_ok());
+        assert_eq!(client.expect_end(), End::CloseNotify);
+    }
+    drop(clients);
+    // A backend that is gone disturbs nobody but the client that wants it.
+    drop(remote);
+    let stream = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+    let mut client = Client::on(stream);
+    client.greeting();
+    client.starttls(pki());
+    assert!(client.line().starts_with("* BYE [UNAVAILABLE]"));
+    drop(client);
+    eventually("the connections end", || {
+        let ended = listener.log().matches(": session ").count() == 4;
+        ended.then_some(())
+    });
+    assert!(!listener.has_ended());
+}
+
 fn by_environment(test: &Test) {
     let remote = remote(test, Place::Tcp, Introduction::V2);
     let options = program(test, &remote, Introduction::V2).as_environment();
@@ -878,7 +973,9 @@ fn unknown_name(test: &Test) {
 
 fn mute_name_server(test: &Test) {
     let _mute = std::net::UdpSocket::bind("127.0.0.77:53").unwrap();
-    write_file(&test.path("resolv.conf"), "nameserver 127.0.0.77\n", 0o644);
+    // More patient than we are.
+    let resolver = "nameserver 127.0.0.77\noptions timeout:30\n";
+    write_file(&test.path("resolv.conf"), resolver, 0o644);
     let setup = names(test, "127.0.0.1 localhost\n", "dns")
         + &format!(
             "mount --bind {} \"$(readlink -f /etc/resolv.conf)\"\n",
