@@ -1,31 +1,30 @@
 //! Arguments and `IMAP_TLS_*` variables -> [`Options`]; every check that needs no file is here, so no half-valid Options exists.
 
 mod arguments;
+mod backend;
 mod listener;
 mod plain;
 mod settings;
 
 use std::ffi::OsString;
-use std::os::fd::RawFd;
-use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Parser as _;
 
 pub(crate) use arguments::{OWN_VARIABLES, command_line};
+pub(crate) use backend::{BackendChoice, BackendUserChoice};
 pub(crate) use listener::{ListenAddress, Listening, Prefixes, Refusal};
 
 use arguments::{Arguments, DemandName, PolicyName, VersionName};
+use backend::{choose_backend, choose_backend_user};
 
 use crate::check::Format;
-use crate::connector::Target;
 use crate::error::Error;
 use crate::imap::Policy;
 use crate::keeper::{CERTIFICATES, CertificateFiles};
 use crate::log::{Destination, Verbosity};
 use crate::proxy_header::Sender;
-use crate::proxy_header::outgoing::Version;
 use crate::tls::{ClientDemand, OldestVersion, UnknownName};
 
 /// What one run of the program is to do.
@@ -64,35 +63,6 @@ pub(crate) struct ClientAuth {
     pub(crate) revocations: Vec<PathBuf>,
 }
 
-/// Who speaks IMAP.
-#[derive(Debug)]
-pub(crate) enum BackendChoice {
-    /// A server to connect to, as this user (never that of a certificate), with this header first.
-    Connect {
-        header: Option<Version>,
-        target: Target,
-        user: BackendUserChoice,
-    },
-    /// An open descriptor (the old recipe's `-F 3`).
-    Descriptor(RawFd),
-    /// A program to start, with its arguments, and the user to run it as.
-    Program {
-        command: Vec<OsString>,
-        user: BackendUserChoice,
-    },
-}
-
-/// Whom the backend runs as.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub(crate) enum BackendUserChoice {
-    /// As we were started.
-    AsStarted,
-    /// This one (`--backend-user`).
-    Named(String),
-    /// The one whom the client's certificate names (`--backend-user-from-cert`).
-    OfCertificate,
-}
-
 /// What is given up.
 #[derive(Debug)]
 pub(crate) enum Separation {
@@ -106,9 +76,6 @@ pub(crate) enum Separation {
     /// Started as a plain user who said that this is meant.
     Unprivileged,
 }
-
-/// BACKEND and ARGS where a command line is awkward: one set of settings serves every superserver.
-const BACKEND_VARIABLE: &str = "IMAP_TLS_BACKEND";
 
 /// What the command line asks for.
 #[derive(Debug)]
@@ -212,19 +179,13 @@ impl Arguments {
             client_auth.as_ref(),
             self.tls,
         )?;
+        let backend = choose_backend(
+            self.backend,
+            self.backend_fd,
+            (self.connect, self.send_proxy),
+            backend_user,
+        )?;
         let proxy_from = choose_senders(self.accept_proxy, self.proxy_from)?;
-        let backend = match (self.connect, self.send_proxy) {
-            (Some(target), header) => {
-                let others = (self.backend.as_slice(), self.backend_fd);
-                choose_connect(target, header, others, backend_user)?
-            }
-            (None, Some(_)) => {
-                return Err(Error::Usage(
-                    "--send-proxy without --connect: it is for a backend to connect to".to_owned(),
-                ));
-            }
-            (None, None) => choose_backend(self.backend, self.backend_fd, backend_user)?,
-        };
         let certificates = pair_certificates(self.cert, self.key, self.cert_dir.is_some())?;
         if certificates.is_empty() && !self.ocsp.is_empty() {
             return Err(Error::Usage(
@@ -252,22 +213,7 @@ impl Arguments {
                 ));
             }
         };
-        let option = match &backend {
-            BackendChoice::Program {
-                user: BackendUserChoice::Named(_),
-                ..
-            }
-            | BackendChoice::Connect {
-                user: BackendUserChoice::Named(_),
-                ..
-            } => Some("--backend-user"),
-            BackendChoice::Program {
-                user: BackendUserChoice::OfCertificate,
-                ..
-            } => Some("--backend-user-from-cert"),
-            _ => None,
-        };
-        if let (Separation::Unprivileged, Some(option)) = (&separation, option) {
+        if let (Separation::Unprivileged, Some(option)) = (&separation, backend.user_option()) {
             return Err(Error::Usage(format!(
                 "{option} needs root, so it conflicts with --unprivileged"
             )));
@@ -391,95 +337,10 @@ fn choose_senders(is_accepted: bool, senders: Vec<Sender>) -> Result<Vec<Sender>
     }
 }
 
-/// A certificate names the user only where every session has one: under `optional` the first backend starts before TLS.
-fn choose_backend_user(
-    named: Option<String>,
-    is_of_certificate: bool,
-    client_auth: Option<&ClientAuth>,
-    policy: PolicyName,
-) -> Result<BackendUserChoice, Error> {
-    const OPTION: &str = "--backend-user-from-cert";
-    let demand = client_auth.map(|client_auth| client_auth.demand);
-    match (is_of_certificate, named) {
-        (false, None) => Ok(BackendUserChoice::AsStarted),
-        (false, Some(name)) => Ok(BackendUserChoice::Named(name)),
-        (true, Some(_)) => Err(Error::Usage(format!(
-            "{OPTION} and --backend-user exclude each other"
-        ))),
-        (true, None) if demand != Some(ClientDemand::Require) => Err(Error::Usage(format!(
-            "{OPTION} needs a certificate from every client: --client-ca FILE and --client-cert required"
-        ))),
-        (true, None) if policy == PolicyName::Optional => Err(Error::Usage(format!(
-            "{OPTION} needs TLS, so it conflicts with --tls optional"
-        ))),
-        (true, None) => Ok(BackendUserChoice::OfCertificate),
-    }
-}
-
-fn choose_backend(
-    arguments: Vec<OsString>,
-    descriptor: Option<RawFd>,
-    user: BackendUserChoice,
-) -> Result<BackendChoice, Error> {
-    let command = match (arguments.is_empty(), descriptor) {
-        (true, None) => split_at_spaces(&std::env::var_os(BACKEND_VARIABLE).unwrap_or_default()),
-        _ => arguments,
-    };
-    match (descriptor, command.is_empty()) {
-        (Some(_), false) => Err(Error::Usage(
-            "--backend-fd and a BACKEND to start exclude each other".to_owned(),
-        )),
-        (Some(_), true) if user != BackendUserChoice::AsStarted => Err(Error::Usage(
-            "--backend-user is for a BACKEND to start, not for --backend-fd".to_owned(),
-        )),
-        (Some(number), true) => Ok(BackendChoice::Descriptor(number)),
-        (None, true) => Err(Error::Usage(
-            "no BACKEND: name the IMAP server to start, with its arguments, after the options"
-                .to_owned(),
-        )),
-        (None, false) => Ok(BackendChoice::Program { command, user }),
-    }
-}
-
-/// Another backend beside the one to connect to would be left out silently, and somebody would wonder.
-fn choose_connect(
-    target: Target,
-    header: Option<Version>,
-    (command, descriptor): (&[OsString], Option<RawFd>),
-    user: BackendUserChoice,
-) -> Result<BackendChoice, Error> {
-    let variable = std::env::var_os(BACKEND_VARIABLE).unwrap_or_default();
-    let other = match (command, descriptor, user.clone()) {
-        (_, Some(_), _) => "--backend-fd",
-        ([_, ..], None, _) => "a BACKEND to start",
-        ([], None, BackendUserChoice::OfCertificate) => "--backend-user-from-cert",
-        ([], None, _) if !split_at_spaces(&variable).is_empty() => BACKEND_VARIABLE,
-        ([], None, _) => {
-            return Ok(BackendChoice::Connect {
-                header,
-                target,
-                user,
-            });
-        }
-    };
-    Err(Error::Usage(format!(
-        "--connect and {other} exclude each other"
-    )))
-}
-
-fn split_at_spaces(text: &OsString) -> Vec<OsString> {
-    let words = text
-        .as_bytes()
-        .split(u8::is_ascii_whitespace)
-        .filter(|word| !word.is_empty());
-    words
-        .map(|word| OsString::from_vec(word.to_vec()))
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::arguments::parse_size;
+    use super::backend::BACKEND_VARIABLE;
     use super::*;
 
     fn parse_words(words: &str, is_root: bool) -> Result<Options, String> {
