@@ -1,11 +1,10 @@
 //! What the bytes mean: the phases of a session, and what each byte, end and action does to them.
 
-use std::fmt;
 use std::time::Instant;
 
-use super::children::BackendEnd;
 use super::deadlines::Deadlines;
 use super::ending::Direction;
+use super::report::Report;
 use super::{BackendSource, LINGER_OCTETS, Relay};
 use crate::backend::Backend;
 use crate::imap::{Action, CloseReason, Entry, Policy, Preauth};
@@ -22,21 +21,6 @@ pub(super) enum Phase {
     Secured(Box<Preauth>),
     /// Logged in: bytes pass as they are.
     Opaque,
-}
-
-/// What the log and the superserver are told at the end.
-#[derive(Debug)]
-pub(crate) struct Report {
-    pub(crate) backend_end: Option<BackendEnd>,
-    bytes_in: u64,
-    bytes_out: u64,
-    end: Option<String>,
-    /// The exit status where a backend that is no process of ours failed us.
-    pub(super) fault: Option<u8>,
-    pub(super) facts: Option<Facts>,
-    policy: Policy,
-    proxy: Option<String>,
-    start: Instant,
 }
 
 impl<'a> Relay<'a> {
@@ -324,25 +308,7 @@ impl<'a> Relay<'a> {
             &mut self.parts.backend,
             BackendSource::Descriptor(Backend::gone()),
         );
-        let told = self.parts.told_addresses();
-        let is_told = match source {
-            BackendSource::Connectors {
-                secured, remote, ..
-            } => {
-                let is_told = remote.tells_facts();
-                self.reach(secured, remote);
-                is_told
-            }
-            BackendSource::Descriptor(backend) => {
-                self.connect(Some(backend));
-                false
-            }
-            BackendSource::Launchers { secured, .. } => {
-                self.connect(Some(secured.go(Some(&facts), told.as_ref())));
-                true
-            }
-        };
-        let is_known = is_told && facts.client().is_some();
+        let is_known = self.start_secured(source, &facts) && facts.client().is_some();
         self.report.facts = Some(facts);
         let entry = match self.parts.policy {
             Policy::Implicit => Entry::Implicit,
@@ -360,6 +326,28 @@ impl<'a> Relay<'a> {
             preauth.start(actions);
             preauth.backend_input(&late, actions);
         });
+    }
+
+    /// Starts the backend of the TLS phase, or has it connected to; whether it is told what is known about TLS.
+    fn start_secured(&mut self, source: BackendSource, facts: &Facts) -> bool {
+        match source {
+            BackendSource::Connectors {
+                secured, remote, ..
+            } => {
+                let is_told = remote.tells_facts();
+                self.reach(secured, remote);
+                is_told
+            }
+            BackendSource::Descriptor(backend) => {
+                self.connect(Some(backend));
+                false
+            }
+            BackendSource::Launchers { secured, .. } => {
+                let told = self.parts.told_addresses();
+                self.connect(Some(secured.go(Some(facts), told.as_ref())));
+                true
+            }
+        }
     }
 
     fn tls_failed(&mut self, error: &rustls::Error) {
@@ -422,68 +410,5 @@ impl<'a> Relay<'a> {
 
     pub(super) fn finish(self) -> Report {
         self.report
-    }
-}
-
-impl Report {
-    fn new(policy: Policy, proxy: Option<String>) -> Self {
-        Self {
-            backend_end: None,
-            bytes_in: 0,
-            bytes_out: 0,
-            end: None,
-            fault: None,
-            facts: None,
-            policy,
-            proxy,
-            start: Instant::now(),
-        }
-    }
-
-    /// The first cause is the one that counts.
-    pub(super) fn ended(&mut self, end: String) {
-        self.end.get_or_insert(end);
-    }
-
-    /// The backend's exit status; where there was no such process, 0 unless a backend could not be had: nothing that a client
-    /// does is a failure.
-    pub(crate) fn exit_status(&self) -> u8 {
-        let started = self.backend_end.map(BackendEnd::exit_status);
-        started.or(self.fault).unwrap_or(0)
-    }
-
-    /// Whether nothing was asked of a backend, and nothing was wrong with one: what a health check leaves.
-    pub(crate) fn is_uneventful(&self) -> bool {
-        self.bytes_in == 0 && self.exit_status() == 0
-    }
-}
-
-/// The session line.
-impl fmt::Display for Report {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let policy = match self.policy {
-            Policy::Implicit => "implicit",
-            Policy::Optional => "optional",
-            Policy::Required => "required",
-        };
-        write!(f, "session policy={policy} ")?;
-        if let Some(proxy) = &self.proxy {
-            write!(f, "proxy={proxy} ")?;
-        }
-        match &self.facts {
-            Some(facts) => write!(f, "{facts}")?,
-            None => f.write_str("tls=none")?,
-        }
-        write!(
-            f,
-            " in={} out={} seconds={:.3}",
-            self.bytes_in,
-            self.bytes_out,
-            self.start.elapsed().as_secs_f64()
-        )?;
-        if let Some(end) = self.backend_end {
-            write!(f, " backend={end}")?;
-        }
-        write!(f, " end=\"{}\"", self.end.as_deref().unwrap_or("unknown"))
     }
 }

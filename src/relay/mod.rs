@@ -10,6 +10,7 @@ mod deadlines;
 mod ending;
 mod flow;
 mod polling;
+mod report;
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -19,7 +20,7 @@ use nix::unistd::Pid;
 
 use children::BackendEnd;
 pub(crate) use children::Children;
-pub(crate) use flow::Report;
+pub(crate) use report::Report;
 
 use crate::activation::Addresses;
 use crate::backend::{Backend, Launcher};

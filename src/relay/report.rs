@@ -1,0 +1,86 @@
+//! What the log and the superserver are told at the end of a session.
+
+use std::fmt;
+use std::time::Instant;
+
+use super::children::BackendEnd;
+use crate::imap::Policy;
+use crate::tls::Facts;
+
+/// What the log and the superserver are told at the end.
+#[derive(Debug)]
+pub(crate) struct Report {
+    pub(crate) backend_end: Option<BackendEnd>,
+    pub(super) bytes_in: u64,
+    pub(super) bytes_out: u64,
+    end: Option<String>,
+    /// The exit status where a backend that is no process of ours failed us.
+    pub(super) fault: Option<u8>,
+    pub(super) facts: Option<Facts>,
+    policy: Policy,
+    proxy: Option<String>,
+    pub(super) start: Instant,
+}
+
+impl Report {
+    pub(super) fn new(policy: Policy, proxy: Option<String>) -> Self {
+        Self {
+            backend_end: None,
+            bytes_in: 0,
+            bytes_out: 0,
+            end: None,
+            fault: None,
+            facts: None,
+            policy,
+            proxy,
+            start: Instant::now(),
+        }
+    }
+
+    /// The first cause is the one that counts.
+    pub(super) fn ended(&mut self, end: String) {
+        self.end.get_or_insert(end);
+    }
+
+    /// The backend's exit status; where there was no such process, 0 unless a backend could not be had: nothing that a client
+    /// does is a failure.
+    pub(crate) fn exit_status(&self) -> u8 {
+        let started = self.backend_end.map(BackendEnd::exit_status);
+        started.or(self.fault).unwrap_or(0)
+    }
+
+    /// Whether nothing was asked of a backend, and nothing was wrong with one: what a health check leaves.
+    pub(crate) fn is_uneventful(&self) -> bool {
+        self.bytes_in == 0 && self.exit_status() == 0
+    }
+}
+
+/// The session line.
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let policy = match self.policy {
+            Policy::Implicit => "implicit",
+            Policy::Optional => "optional",
+            Policy::Required => "required",
+        };
+        write!(f, "session policy={policy} ")?;
+        if let Some(proxy) = &self.proxy {
+            write!(f, "proxy={proxy} ")?;
+        }
+        match &self.facts {
+            Some(facts) => write!(f, "{facts}")?,
+            None => f.write_str("tls=none")?,
+        }
+        write!(
+            f,
+            " in={} out={} seconds={:.3}",
+            self.bytes_in,
+            self.bytes_out,
+            self.start.elapsed().as_secs_f64()
+        )?;
+        if let Some(end) = self.backend_end {
+            write!(f, " backend={end}")?;
+        }
+        write!(f, " end=\"{}\"", self.end.as_deref().unwrap_or("unknown"))
+    }
+}
