@@ -345,7 +345,7 @@ fn exit_status() -> Roff {
             ),
             (
                 "111",
-                "A temporary fault of the system, or a backend that cannot be connected to or breaks off (--connect).",
+                "A temporary fault of the system, or a backend that cannot be connected to, or is gone before it has greeted (--connect).",
             ),
         ],
     );

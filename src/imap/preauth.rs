@@ -220,6 +220,12 @@ impl Preauth {
         self.client_ended && self.client.is_empty()
     }
 
+    /// Whether the backend has not greeted yet. It has had nothing of the client's then.
+    #[must_use]
+    pub fn awaits_greeting(&self) -> bool {
+        matches!(self.stage, Stage::Greeting(_))
+    }
+
     /// End of file from the backend. Half a line that it wrote is passed on, but not half a greeting.
     pub fn backend_end(&mut self, actions: &mut Vec<Action>) {
         match self.stage {

@@ -4,6 +4,7 @@ use std::io;
 
 use super::Relay;
 use super::ending::Direction;
+use super::flow::Phase;
 use crate::backend::Backend;
 use crate::channel::Channel;
 use crate::connector::{Answer, CONNECT_LIMIT, Connector, Target};
@@ -89,13 +90,29 @@ impl Relay<'_> {
     }
 
     /// A connection that broke. A backend that we started has its exit status to tell, and its socket breaks when it has ended.
+    ///
+    /// One that closes with something unread resets the connection, and a client can have it do so, by a command behind LOGOUT. That is
+    /// no failure then. Before its greeting it has had nothing to read but the header.
     pub(super) fn note_break(&mut self, error: &io::Error) {
         let is_open = self.backend_output == Direction::Open && !self.is_closing;
-        if is_open && self.backend.is_some() && self.remote.is_some() {
-            let reason = reason(error);
-            self.fail(EXIT_TEMPORARY, "is gone", &reason);
-            self.report.ended(format!("backend gone: {reason}"));
+        if !is_open || self.backend.is_none() || self.remote.is_none() {
+            return;
         }
+        let is_greeted = match &self.phase {
+            Phase::Cleartext(preauth) | Phase::Secured(preauth) => !preauth.awaits_greeting(),
+            Phase::Handshake | Phase::Opaque => true,
+        };
+        let is_reset = matches!(
+            error.kind(),
+            io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
+        );
+        let reason = reason(error);
+        if is_greeted && is_reset {
+            self.parts.log.info(self.fault("is gone", &reason));
+        } else {
+            self.fail(EXIT_TEMPORARY, "is gone", &reason);
+        }
+        self.report.ended(format!("backend gone: {reason}"));
     }
 
     /// A connection that ended before there was a greeting.
@@ -111,12 +128,15 @@ impl Relay<'_> {
 
     fn fail(&mut self, exit_status: u8, what: &str, reason: &str) {
         self.report.fault = Some(exit_status);
-        if let Some(remote) = &self.remote {
-            self.parts.log.error(format!(
-                "the backend '{}' (--connect) {what}: {}",
-                remote.target,
-                Escaped(reason.as_bytes())
-            ));
-        }
+        self.parts.log.error(self.fault(what, reason));
+    }
+
+    fn fault(&self, what: &str, reason: &str) -> String {
+        let target = self.remote.as_ref().map(|remote| remote.target.to_string());
+        format!(
+            "the backend '{}' (--connect) {what}: {}",
+            target.unwrap_or_default(),
+            Escaped(reason.as_bytes())
+        )
     }
 }
