@@ -23,8 +23,14 @@ pub(super) fn check_connect(
     }
     if let Target::Address(address) = target
         && address.ip().is_loopback()
-        && machine::is_anybody_listening(address.port()) == Some(false)
     {
+        check_port(report, target, address.port());
+    }
+}
+
+/// On this machine, who listens can be told without connecting.
+fn check_port(report: &mut Report, target: &Target, port: u16) {
+    if machine::is_anybody_listening(port) == Some(false) {
         report.add(
             Level::Error,
             "backend",
@@ -33,7 +39,19 @@ pub(super) fn check_connect(
             ),
         );
     }
+    if CLIENTS_PORTS.contains(&port) {
+        report.add(
+            Level::Warning,
+            "backend",
+            format!(
+                "'{target}' (--connect) is where clients arrive: if that is imap-tls, it would connect to itself, again and again"
+            ),
+        );
+    }
 }
+
+/// Where a mail program looks for an IMAP server.
+const CLIENTS_PORTS: [u16; 2] = [143, 993];
 
 fn examine(route: &Route) -> Result<String, Error> {
     let log = Log::open(Destination::Stderr, Verbosity::Quiet, true);

@@ -1077,6 +1077,12 @@ fn examined(test: &Test) {
         &["unknown user 'no-such-user' (--backend-user)"],
     );
     assert!(listener.accept().is_err());
+    // Nobody may be listening there, which is another line.
+    let (report, _) = report(&at(test, "optional", "127.0.0.1:143"));
+    assert!(
+        report.contains("warning: backend: '127.0.0.1:143' (--connect) is where clients arrive"),
+        "{report}"
+    );
     let (closed, _port) = closed_port();
     check(
         at(test, "required", &closed),
@@ -1229,6 +1235,20 @@ fn connector(test: &Test) {
         session.network().children().is_empty().then_some(())
     });
     log_out(&mut session);
+    // Under `optional` there are two, for the same reasons as there are two launchers.
+    let (listener, _fillers) = fill();
+    let target = listener.local_addr().unwrap().to_string();
+    let mut session = at(test, "optional", &target).start();
+    let first = connecting(&session);
+    let second = waiting_connector(&session);
+    assert_ne!(first, second);
+    let processes = session.processes();
+    assert_eq!((processes.connectors, processes.launcher), (2, None));
+    for process in [first, second] {
+        assert_unprivileged(process, NETWORK_ID);
+    }
+    session.take_client().reset();
+    assert_eq!(session.wait_as_last().code(), Some(0));
 }
 
 fn network_process(test: &Test) {
