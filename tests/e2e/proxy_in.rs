@@ -708,10 +708,10 @@ fn prefixes(test: &Test) {
         ("::/127", Socket::Tcp6, true),
         ("::2/127", Socket::Tcp6, false),
         ("::ffff:127.0.0.0/104", Socket::Tcp4, true),
-        ("192.0.2.1,2001:db8::/32,127.0.0.1", Socket::Tcp4, true),
-        ("192.0.2.1,2001:db8::/32,127.0.0.1", Socket::Tcp6, false),
+        ("192.0.2.1 2001:db8::/32 127.0.0.1", Socket::Tcp4, true),
+        ("192.0.2.1 2001:db8::/32 127.0.0.1", Socket::Tcp6, false),
         ("unix", Socket::Tcp4, false),
-        ("unix,::1", Socket::Tcp6, true),
+        ("unix ::1", Socket::Tcp6, true),
     ] {
         let program = program(test);
         let by_option = program.clone().option("--proxy-from", senders);
@@ -740,7 +740,7 @@ fn unix(test: &Test) {
     for socket in [Socket::Unix, Socket::Pair, Socket::Pipes] {
         assert!(!is_taken(&program(test), socket));
         assert!(!is_taken(
-            &program(test).option("--proxy-from", "0.0.0.0/0,::/0"),
+            &program(test).option("--proxy-from", "0.0.0.0/0 ::/0"),
             socket
         ));
         let program = program(test).option("--proxy-from", "unix");
@@ -919,7 +919,7 @@ fn superserver(test: &Test, kind: Superserver) {
 fn check(test: &Test) {
     let report = |program: Program| program.flag("--check").run().stdout;
     let text = String::from_utf8(report(
-        program(test).option("--proxy-from", "192.0.2.0/24,unix"),
+        program(test).option("--proxy-from", "192.0.2.0/24 unix"),
     ))
     .unwrap();
     let expected =
