@@ -41,6 +41,7 @@ mod setup;
 mod sys;
 mod tls;
 mod trust;
+mod users;
 
 pub use sys::Allocator;
 

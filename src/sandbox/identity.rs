@@ -2,9 +2,10 @@
 
 use std::ffi::CString;
 
-use nix::unistd::{Gid, Group, Uid, User};
+use nix::unistd::{Gid, Uid, User};
 
 use crate::error::Error;
+use crate::users::{self, Elsewhere};
 
 /// An unprivileged user and group to become. uid 0 and gid 0 are never in one.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -62,7 +63,7 @@ impl Identity {
         // Two numbers say all that a look-up could.
         let found = match (number, group) {
             (Some(_), Some(_)) => None,
-            _ => look_up_user(user, option)?,
+            _ => look_up_user(user, option, Elsewhere::Ignored)?,
         };
         let uid = found
             .as_ref()
@@ -94,7 +95,8 @@ impl BackendUser {
     /// `Setup` if there is no such user.
     pub(crate) fn look_up(name: &str) -> Result<Self, Error> {
         const OPTION: &str = "--backend-user";
-        look_up_user(name, OPTION)?
+        // Its name and its home are needed even of one that is given by number.
+        look_up_user(name, OPTION, Elsewhere::Asked)?
             .and_then(Self::of)
             .ok_or_else(|| unknown("user", name, OPTION))
     }
@@ -111,11 +113,8 @@ impl BackendUser {
             ))
         };
         // By name only: a certificate for "0" or "1000" names nobody.
-        let found = User::from_name(name).map_err(|error| {
-            Error::system(
-                format!("cannot look up user '{name}' ({OPTION})"),
-                error.desc(),
-            )
+        let found = users::user_by_name(name).map_err(|why| {
+            Error::system(format!("cannot look up user '{name}' ({OPTION})"), why)
         })?;
         let user = Self::of(found.ok_or_else(|| refused("who is no user here"))?)
             .ok_or_else(|| refused("whose entry cannot be used"))?;
@@ -140,13 +139,9 @@ impl BackendUser {
     /// # Errors
     /// `System` if the kernel refuses.
     pub(crate) fn assume(&self) -> Result<(), Error> {
-        let refused = |error: nix::Error| {
-            Error::system(
-                "cannot become the backend's user (--backend-user)",
-                error.desc(),
-            )
-        };
-        nix::unistd::initgroups(&self.name, self.group).map_err(refused)?;
+        users::assume_groups(&self.name, self.group).map_err(|why| {
+            Error::system("cannot become the backend's user (--backend-user)", why)
+        })?;
         set_ids(Identity {
             group: self.group,
             user: self.user,
@@ -154,31 +149,20 @@ impl BackendUser {
     }
 }
 
-fn look_up_user(name: &str, option: &str) -> Result<Option<User>, Error> {
-    let failed = |error: nix::Error| {
-        Error::system(
-            format!("cannot look up user '{name}' ({option})"),
-            error.desc(),
-        )
-    };
+fn look_up_user(name: &str, option: &str, elsewhere: Elsewhere) -> Result<Option<User>, Error> {
     match name.parse() {
-        Ok(number) => User::from_uid(Uid::from_raw(number)).map_err(failed),
-        Err(_) => User::from_name(name).map_err(failed),
+        Ok(number) => users::user_by_number(Uid::from_raw(number), elsewhere),
+        Err(_) => users::user_by_name(name),
     }
+    .map_err(|why| Error::system(format!("cannot look up user '{name}' ({option})"), why))
 }
 
 fn look_up_group(name: &str) -> Result<Gid, Error> {
     if let Ok(number) = name.parse() {
         return Ok(Gid::from_raw(number));
     }
-    let found = Group::from_name(name).map_err(|error| {
-        Error::system(
-            format!("cannot look up group '{name}' (--group)"),
-            error.desc(),
-        )
-    })?;
-    found
-        .map(|group| group.gid)
+    users::group_by_name(name)
+        .map_err(|why| Error::system(format!("cannot look up group '{name}' (--group)"), why))?
         .ok_or_else(|| unknown("group", name, "--group"))
 }
 

@@ -226,9 +226,9 @@ pub(crate) fn open_root(path: &Path) -> Result<OwnedFd, Error> {
             metadata.mode() & 0o7777
         )));
     }
-    let mut entries = std::fs::read_dir(path)
+    let is_empty = sys::is_empty_directory(directory.as_fd())
         .map_err(|error| fault(format!("cannot be listed: {}", reason(&error))))?;
-    if entries.next().is_some() {
+    if !is_empty {
         return Err(fault("is not empty".to_owned()));
     }
     Ok(directory.into())

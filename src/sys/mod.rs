@@ -324,6 +324,44 @@ pub(crate) fn become_program(
     Ok(nix::unistd::execve(path, arguments, environment)?)
 }
 
+/// Whether a directory, open and not read from yet, has no entry. Without opendir(3), which takes a mapping for its buffer.
+///
+/// # Errors
+/// As getdents64(2).
+pub(crate) fn is_empty_directory(directory: BorrowedFd<'_>) -> io::Result<bool> {
+    /// Where `struct linux_dirent64` has the name, after two numbers of 64 bits, the entry's length in 16 and its type in 8.
+    const LENGTH_AT: usize = 16;
+    const NAME_AT: usize = 19;
+    let mut buffer = [0_u64; 64];
+    loop {
+        // SAFETY: the kernel writes at most as much as the buffer holds, which lives through the call.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_getdents64,
+                directory.as_raw_fd(),
+                buffer.as_mut_ptr(),
+                size_of_val(&buffer),
+            )
+        };
+        checked_long(result)?;
+        if result == 0 {
+            return Ok(true);
+        }
+        let octets: Vec<u8> = buffer.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        let mut entries = octets
+            .get(..usize::try_from(result).unwrap_or(0))
+            .unwrap_or_default();
+        while let Some([low, high]) = entries.get(LENGTH_AT..LENGTH_AT + 2) {
+            let name = entries.get(NAME_AT..).unwrap_or_default();
+            if !name.starts_with(b".\0") && !name.starts_with(b"..\0") {
+                return Ok(false);
+            }
+            let length = usize::from(u16::from_ne_bytes([*low, *high]));
+            entries = entries.get(length.max(1)..).unwrap_or_default();
+        }
+    }
+}
+
 /// Whether the two descriptors are the same file: the same socket, pipe or device, however it was reached.
 pub(crate) fn is_same_file(one: impl AsFd, other: impl AsFd) -> bool {
     match (nix::sys::stat::fstat(one), nix::sys::stat::fstat(other)) {

@@ -115,6 +115,15 @@ pub fn tests() -> Vec<Trial> {
             backend_user,
         ),
         test(
+            "process: users who are not in /etc/passwd are found with getent(1) by a static build, and only they",
+            &[
+                Need::Root,
+                Need::Command("unshare", "util-linux"),
+                Need::Command("tcpserver", "ucspi-tcp"),
+            ],
+            users_of_getent,
+        ),
+        test(
             "process: another connection's processes can be neither signalled nor traced nor read",
             &[Need::Root, Need::X86_64],
             between_connections,
@@ -623,6 +632,104 @@ fn backend_user(test: &Test) {
                 assert_eq!(environment[name], value, "{name}");
             }
         }
+    }
+}
+
+/// In a mount namespace with a getent(1) that knows users of its own, and one whom it calls by another name. What it was asked is
+/// written down.
+fn users_of_getent(test: &Test) {
+    let asked = test.path("asked");
+    let script = format!(
+        "#!/bin/sh\nexport | sed 's/^/env /' >> {asked}\necho \"$*\" >> {asked}\n\
+         case \"$1 $3\" in\n\
+         'passwd farmail'|'passwd 61030') echo 'farmail:*:61030:61031:Far:/home/far:/bin/fish';;\n\
+         'passwd farnet') echo 'farnet:*:61040:61041::/:/bin/false';;\n\
+         'passwd casey') echo 'Casey:*:61042:61042::/:/bin/false';;\n\
+         'group fargroup') echo 'fargroup:*:61043:';;\n\
+         'initgroups farmail') echo 'farmail                61031 61033 61034';;\n\
+         *) exit 2;;\nesac\n",
+        asked = asked.display()
+    );
+    let program = test.path("getent");
+    write_file(&program, script, 0o755);
+    let setup = format!("mount --bind {} /usr/bin/getent\n", program.display());
+    let start = |program: &Program| {
+        let _ = std::fs::remove_file(&asked);
+        Server::start_in(test, Superserver::Tcpserver, program, Some(&setup))
+    };
+    let was_asked = || std::fs::read_to_string(&asked).unwrap_or_default();
+
+    for user in ["farmail", "61030"] {
+        let server = start(
+            &Program::new(test)
+                .option("--user", "farnet")
+                .option("--group", "fargroup")
+                .option("--backend-user", user),
+        );
+        let mut client = server.connect();
+        if !is_static() {
+            let (said, _) = client.read_to_end();
+            assert!(said.starts_with(b"* BYE [UNAVAILABLE]"));
+            server.wait_log("unknown user 'farnet' (--user)");
+            assert_eq!(was_asked(), "");
+            continue;
+        }
+        let before = test.record().backends().len();
+        client.greeting();
+        client.starttls(Pki::of(Key::P256));
+        client.login();
+        let status = test.record().backend(before).status();
+        assert_eq!(status.numbers("Uid"), [61_030; 4]);
+        assert_eq!(status.numbers("Gid"), [61_031; 4]);
+        let mut groups = status.numbers("Groups");
+        groups.sort_unstable();
+        assert_eq!(groups, [61_031, 61_033, 61_034]);
+        let environment = test.record().backend(before).environment();
+        assert_eq!(environment["USER"], "farmail");
+        assert_eq!(environment["HOME"], "/home/far");
+        assert_eq!(environment["SHELL"], "/bin/fish");
+        let network = server.sessions().remove(0).network.status();
+        assert_eq!(network.numbers("Uid"), [61_040; 4]);
+        assert_eq!(network.numbers("Gid"), [61_043; 4]);
+        let text = was_asked();
+        let (environment, questions): (Vec<_>, Vec<_>) =
+            text.lines().partition(|line| line.starts_with("env "));
+        assert_eq!(
+            questions,
+            [
+                "passwd -- farnet",
+                "group -- fargroup",
+                &format!("passwd -- {user}"),
+                "initgroups -- farmail"
+            ]
+        );
+        // What a shell sets by itself.
+        let is_shells = |line: &&str| {
+            ["PWD=", "OLDPWD", "_=", "SHLVL="]
+                .iter()
+                .any(|name| line.contains(name))
+        };
+        assert!(environment.iter().all(is_shells), "{environment:?}");
+    }
+
+    // Nobody asks for those who are in the files, nor for bare numbers to drop to.
+    let server = start(
+        &Program::new(test)
+            .without("--group")
+            .option("--backend-user", "games"),
+    );
+    let mut client = server.connect();
+    client.greeting();
+    client.starttls(Pki::of(Key::P256));
+    client.login();
+    assert_eq!(was_asked(), "");
+    drop(client);
+
+    for (user, option) in [("casey", "--backend-user"), ("nobody-here", "--user")] {
+        let server = start(&Program::new(test).without("--group").option(option, user));
+        let (said, _) = server.connect().read_to_end();
+        assert!(said.starts_with(b"* BYE [UNAVAILABLE]"), "{user}");
+        server.wait_log(&format!("unknown user '{user}' ({option})"));
     }
 }
 

@@ -72,3 +72,16 @@ pub fn begin_run() -> TempDir {
 pub fn run_path(name: &str) -> PathBuf {
     RUN.get().expect("begin_run was called").join(name)
 }
+
+/// Whether the program is linked statically: no ELF program header of it names an interpreter (`PT_INTERP`, elf(5)).
+pub fn is_static() -> bool {
+    let program = fs::read(run_path("imap-tls")).unwrap();
+    let number = |at: usize, size: usize| {
+        let bytes = program[at..at + size].iter().rev();
+        bytes.fold(0_usize, |all, byte| all << 8 | usize::from(*byte))
+    };
+    // ELF64: e_phoff, e_phentsize, e_phnum; p_type comes first in a header.
+    let (start, size, count) = (number(32, 8), number(54, 2), number(56, 2));
+    const PT_INTERP: usize = 3;
+    (0..count).all(|index| number(start + index * size, 4) != PT_INTERP)
+}

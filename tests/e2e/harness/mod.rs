@@ -19,7 +19,7 @@ pub mod tool;
 
 pub use backend::{Backend, Played, Record};
 pub use client::{Client, End, Memory, Reply, TlsOffer};
-pub use dir::{TempDir, make_dir, write_file};
+pub use dir::{TempDir, is_static, make_dir, write_file};
 pub use identity::{Authority, Identity};
 pub use pki::{Format, Key, Pki};
 pub use process::Process;
