@@ -30,9 +30,9 @@ pub(crate) fn user_by_name(name: &str) -> Result<Option<User>, String> {
     if !may_be_name(name) {
         return Ok(None);
     }
-    match find(&read(PASSWD)?, parse_user, |user| user.name == name) {
+    match find_user(&read(PASSWD)?, 0, name) {
         Some(user) => Ok(Some(user)),
-        None => asked("passwd", name, parse_user, |user| user.name == name),
+        None => asked_user(0, name),
     }
 }
 
@@ -44,12 +44,9 @@ pub(crate) fn user_by_number(number: Uid, elsewhere: Elsewhere) -> Result<Option
     if !IS_STATIC {
         return User::from_uid(number).map_err(|error| error.desc().to_owned());
     }
-    match find(&read(PASSWD)?, parse_user, |user| user.uid == number) {
-        None if elsewhere == Elsewhere::Asked => {
-            asked("passwd", &number.to_string(), parse_user, |user| {
-                user.uid == number
-            })
-        }
+    let key = number.to_string();
+    match find_user(&read(PASSWD)?, NUMBER, &key) {
+        None if elsewhere == Elsewhere::Asked => asked_user(NUMBER, &key),
         found => Ok(found),
     }
 }
@@ -99,7 +96,7 @@ pub(crate) fn assume_groups(name: &CStr, group: Gid) -> Result<(), String> {
     let name = name
         .to_str()
         .map_err(|_| "its name is not UTF-8".to_owned())?;
-    let is_local = find(&read(PASSWD)?, parse_user, |user| user.name == name).is_some();
+    let is_local = find_user(&read(PASSWD)?, 0, name).is_some();
     let mut groups = vec![group];
     let mut add = |number| {
         if !groups.contains(&number) {
@@ -119,14 +116,20 @@ pub(crate) fn assume_groups(name: &CStr, group: Gid) -> Result<(), String> {
 }
 
 /// Asks getent(1), which must answer with what was asked for: it takes numbers for names, and some modules ignore case.
-fn asked<T>(
-    database: &str,
-    key: &str,
-    parse: impl Fn(&[u8]) -> Option<T>,
-    is_it: impl Fn(&T) -> bool,
-) -> Result<Option<T>, String> {
-    let output = getent::ask(database, key)?;
-    Ok(output.and_then(|output| find(&output, parse, is_it)))
+fn asked_user(field: usize, key: &str) -> Result<Option<User>, String> {
+    let output = getent::ask("passwd", key)?;
+    Ok(output.and_then(|output| find_user(&output, field, key)))
+}
+
+/// The place of the number in a line of passwd(5).
+const NUMBER: usize = 2;
+
+/// The first user whose line has this key in this field. The others' lines are not parsed: there may be many.
+fn find_user(lines: &[u8], field: usize, key: &str) -> Option<User> {
+    lines
+        .split(is_newline)
+        .filter(|line| line.split(is_colon).nth(field) == Some(key.as_bytes()))
+        .find_map(parse_user)
 }
 
 /// What a name cannot be in passwd(5), and what getent(1) would take for something else, is nobody's.
@@ -153,17 +156,13 @@ fn is_newline(octet: &u8) -> bool {
     *octet == b'\n'
 }
 
-fn find<T>(
-    lines: &[u8],
-    parse: impl Fn(&[u8]) -> Option<T>,
-    is_it: impl Fn(&T) -> bool,
-) -> Option<T> {
-    lines.split(is_newline).filter_map(parse).find(is_it)
+fn is_colon(octet: &u8) -> bool {
+    *octet == b':'
 }
 
 /// A line of passwd(5).
 fn parse_user(line: &[u8]) -> Option<User> {
-    let mut fields = line.split(|octet| *octet == b':');
+    let mut fields = line.split(is_colon);
     let mut text = || std::str::from_utf8(fields.next()?).ok();
     let name = text().filter(|name| may_be_name(name))?;
     let _password = text()?;
@@ -197,7 +196,7 @@ impl GroupLine<'_> {
 }
 
 fn parse_group(line: &[u8]) -> Option<GroupLine<'_>> {
-    let mut fields = line.split(|octet| *octet == b':');
+    let mut fields = line.split(is_colon);
     let (name, _password) = (fields.next()?, fields.next()?);
     let number = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
     Some(GroupLine {
@@ -295,9 +294,14 @@ mod tests {
     fn the_first_line_that_fits_counts() {
         let lines =
             b"\nroot:x:0:0:root:/root:/bin/sh\nbad line\nmail:x:8:8::/:/x\nmail:x:9:9::/:/x";
-        let found = find(lines, parse_user, |user| user.name == "mail").unwrap();
-        assert_eq!(found.uid.as_raw(), 8);
-        assert!(find(lines, parse_user, |user| user.name == "mai").is_none());
+        let by_name = |name| Some(find_user(lines, 0, name)?.uid.as_raw());
+        assert_eq!(
+            (by_name("mail"), by_name("mai"), by_name("")),
+            (Some(8), None, None)
+        );
+        let by_number = |number| Some(find_user(lines, NUMBER, number)?.name);
+        assert_eq!(by_number("9").as_deref(), Some("mail"));
+        assert_eq!((by_number("x"), by_number("")), (None, None));
     }
 
     #[test]
