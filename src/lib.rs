@@ -18,6 +18,7 @@
 //! tests and its fuzz targets; it promises no stable interface.
 
 mod activation;
+mod admission;
 mod backend;
 mod channel;
 mod check;

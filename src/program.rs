@@ -77,7 +77,7 @@ fn serve(options: Box<Options>, source: cli::Source, stderr: Stderr) -> u8 {
                 return Ok(0);
             }
             let result = session(&options, &log, &mut connection);
-            Ok(conclude(result, options.policy, &log, &mut connection))
+            Ok(conclude(result, &options, &log, &mut connection))
         }
         Activation::Listening(inherited) => {
             listen(options, source, &mut log, inherited).map(|()| 0)

@@ -7,15 +7,15 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::Pid;
 
 use crate::activation::Connection;
+use crate::admission::{self, Applicant};
 use crate::channel::Channel;
-use crate::cli::{self, BackendChoice, Listening, Options, Refusal, Request};
+use crate::cli::{self, BackendChoice, Listening, Options, Request};
 use crate::error::{EXIT_TEMPORARY, Error, reason};
-use crate::imap::Policy;
 use crate::keeper::SharedKeeper;
-use crate::listener::Service;
+use crate::listener::{Service, Started};
 use crate::log::Log;
 use crate::sandbox::Plan;
-use crate::session::{Served, attend, conclude, is_welcome};
+use crate::session::{Served, attend, conclude, is_welcome, refusal};
 use crate::setup::{Plans, PreparedBackend, set_up_tls, start_shared_keeper, tls_fault};
 use crate::sys;
 use crate::tls::TlsServer;
@@ -36,8 +36,6 @@ struct Common {
     tls: TlsServer,
 }
 
-/// What a client is told for whom there is no room (RFC 5530 section 3).
-const NO_ROOM: &[u8] = b"* BYE [UNAVAILABLE] too many connections, try again later\r\n";
 /// What the keeper has open beside a socket for each connection, and for those of clients that are leaving.
 const SPARE_DESCRIPTORS: u64 = 64;
 
@@ -93,7 +91,13 @@ impl Common {
     }
 
     /// The life of a connection's process; returns its exit status.
-    fn serve(&self, client: OwnedFd, keeper: OwnedFd, log: &Log) -> u8 {
+    fn serve(
+        &self,
+        client: OwnedFd,
+        keeper: OwnedFd,
+        applicant: Option<Applicant>,
+        log: &Log,
+    ) -> u8 {
         let mut connection = Connection::of(Channel::new(client, None));
         let log = log.for_connection(&connection);
         if !is_welcome(&connection, &self.options.proxy_from, &log) {
@@ -108,6 +112,7 @@ impl Common {
         let result = backend.and_then(|backend| {
             let plan = self.network.copy()?;
             let served = Served {
+                applicant,
                 backend,
                 connection: &mut connection,
                 keeper: &client,
@@ -117,7 +122,7 @@ impl Common {
             };
             attend(served, || self.tls.session().map_err(tls_fault))
         });
-        conclude(result, self.options.policy, &log, &mut connection)
+        conclude(result, &self.options, &log, &mut connection)
     }
 }
 
@@ -133,12 +138,7 @@ impl Service for Serving {
     }
 
     fn refusal(&self) -> &'static [u8] {
-        let options = &self.common.options;
-        if options.policy == Policy::Implicit || options.listening.refusal == Refusal::Silent {
-            b""
-        } else {
-            NO_ROOM
-        }
+        refusal(&self.common.options)
     }
 
     fn keeper(&self) -> Pid {
@@ -164,13 +164,31 @@ impl Service for Serving {
         Ok(())
     }
 
-    fn start(&self, client: &mut Option<OwnedFd>, log: &Log) -> Result<Pid, Error> {
+    fn has_balancers(&self) -> bool {
+        !self.common.options.proxy_from.is_empty()
+    }
+
+    fn start(&self, client: &mut Option<OwnedFd>, log: &Log) -> Result<Started, Error> {
+        let (mut applicant, application) = if self.has_balancers() {
+            let (applicant, application) = admission::pair()?;
+            (Some(applicant), Some(application))
+        } else {
+            (None, None)
+        };
         let mut keeper = Some(self.common.keeper.admit()?);
         // What is taken in the child is still here, and in its hands there.
-        sys::fork_into(|| match (client.take(), keeper.take()) {
-            (Some(client), Some(keeper)) => self.common.serve(client, keeper, log),
+        let process = sys::fork_into(|| match (client.take(), keeper.take()) {
+            (Some(client), Some(keeper)) => {
+                self.common.serve(client, keeper, applicant.take(), log)
+            }
             _ => EXIT_TEMPORARY,
+        });
+        let process = process.map_err(|error| {
+            Error::system("cannot start a process for a client", reason(&error))
+        })?;
+        Ok(Started {
+            application,
+            process,
         })
-        .map_err(|error| Error::system("cannot start a process for a client", reason(&error)))
     }
 }

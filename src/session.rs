@@ -4,7 +4,8 @@ use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use crate::activation::{Connection, Peer};
-use crate::cli::Options;
+use crate::admission::Applicant;
+use crate::cli::{Options, Refusal};
 use crate::error::Error;
 use crate::imap::Policy;
 use crate::keeper::KeeperClient;
@@ -34,19 +35,30 @@ pub(crate) fn is_welcome(connection: &Connection, senders: &[Sender], log: &Log)
     false
 }
 
+/// What a client is told for whom the listener has no room (RFC 5530 section 3).
+pub(crate) fn refusal(options: &Options) -> &'static [u8] {
+    if options.policy == Policy::Implicit || options.listening.refusal == Refusal::Silent {
+        b""
+    } else {
+        b"* BYE [UNAVAILABLE] too many connections, try again later\r\n"
+    }
+}
+
 /// How a connection ended.
 pub(crate) enum Outcome {
     /// A balancer looked whether we are there.
     Checked(relay::Report),
     /// The PROXY header that had to come did not.
     NoHeader(Fault),
+    /// The listener has no room for whom the header names, and has said so in the log.
+    NoRoom,
     Served(relay::Report),
 }
 
 /// The session line, or what went wrong and a goodbye to the client; returns the exit status.
 pub(crate) fn conclude(
     result: Result<Outcome, Error>,
-    policy: Policy,
+    options: &Options,
     log: &Log,
     connection: &mut Connection,
 ) -> u8 {
@@ -63,13 +75,17 @@ pub(crate) fn conclude(
             connection.part(b"");
             0
         }
+        Ok(Outcome::NoRoom) => {
+            connection.part(refusal(options));
+            0
+        }
         Ok(Outcome::Served(report)) => {
             log.info(&report);
             report.exit_status()
         }
         Err(error) => {
             log.error(&error);
-            connection.part(if policy == Policy::Implicit {
+            connection.part(if options.policy == Policy::Implicit {
                 b""
             } else {
                 UNAVAILABLE
@@ -100,6 +116,7 @@ pub(crate) fn session(
     examine_processor();
     let keeper = start_keeper(options, trust.as_ref(), plans.keeper)?;
     let served = Served {
+        applicant: None,
         backend,
         connection,
         keeper: &keeper,
@@ -121,6 +138,8 @@ pub(crate) fn session(
 
 /// A connection with all that had to be made while there were privileges.
 pub(crate) struct Served<'a> {
+    /// Under the listener, if balancers are expected.
+    pub(crate) applicant: Option<Applicant>,
     pub(crate) backend: BackendSource,
     pub(crate) connection: &'a mut Connection,
     pub(crate) keeper: &'a KeeperClient,
@@ -135,6 +154,7 @@ pub(crate) fn attend(
     tls: impl FnOnce() -> Result<Tls, Error>,
 ) -> Result<Outcome, Error> {
     let Served {
+        applicant,
         backend,
         connection,
         keeper,
@@ -152,6 +172,7 @@ pub(crate) fn attend(
             .collect();
         kept.extend(log.descriptor());
         kept.push(children.descriptor());
+        kept.extend(applicant.as_ref().map(Applicant::descriptor));
         keeper
             .with_descriptor(|keeper| {
                 let kept: Vec<_> = kept.iter().copied().chain([keeper]).collect();
@@ -165,6 +186,12 @@ pub(crate) fn attend(
             Ok(whose) => whose,
             Err(fault) => return Outcome::NoHeader(fault),
         };
+        let known = connection.addresses.filter(|_| whose.is_behind());
+        if let (Some(applicant), Some(addresses)) = (applicant, known) {
+            if !applicant.ask(addresses.peer.ip()) {
+                return Outcome::NoRoom;
+            }
+        }
         let is_balancers_own = whose == Whose::Balancer;
         let parts = Parts {
             addresses: connection.addresses,
@@ -203,6 +230,12 @@ enum Whose {
     Client,
     /// With the balancer as log lines name it.
     ClientBehind(String),
+}
+
+impl Whose {
+    fn is_behind(&self) -> bool {
+        matches!(self, Self::ClientBehind(_))
+    }
 }
 
 /// With `--accept-proxy`, reads the header. From here on the client is whom it names, in the log and for the backend.

@@ -3,31 +3,31 @@
 //! This process keeps its privileges, so it touches not one byte from the network: it accepts, counts, forks and waits. What
 //! serves the clients is the business of [`Service`].
 
+mod clients;
 mod notify;
+mod refusals;
 mod sockets;
 mod table;
 
-use std::net::IpAddr;
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags};
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::sys::socket::{MsgFlags, SockaddrStorage, getpeername, send};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 pub(crate) use sockets::Sockets;
 
-use crate::activation::inet;
+use crate::admission::Application;
 use crate::cli::Listening;
 use crate::error::Error;
 use crate::log::Log;
 use notify::Notifier;
-use sockets::accept;
-use table::{Full, Source, Table};
+use refusals::Refusals;
+use table::Table;
 
 /// What is served, and by what means.
 pub(crate) trait Service {
@@ -36,6 +36,9 @@ pub(crate) trait Service {
 
     /// What a client is told for whom there is no room.
     fn refusal(&self) -> &'static [u8];
+
+    /// Whether clients come by balancers, so that who they are is known only later.
+    fn has_balancers(&self) -> bool;
 
     /// The keeper of new connections.
     fn keeper(&self) -> Pid;
@@ -56,21 +59,22 @@ pub(crate) trait Service {
     ///
     /// # Errors
     /// `System` if there is no process or descriptor to be had, or no keeper.
-    fn start(&self, client: &mut Option<OwnedFd>, log: &Log) -> Result<Pid, Error>;
+    fn start(&self, client: &mut Option<OwnedFd>, log: &Log) -> Result<Started, Error>;
 }
 
-/// How many clients are accepted before something else is looked at.
-const ACCEPTS: usize = 32;
-/// How long accepting pauses when the system has nothing to give.
-const PAUSE: Duration = Duration::from_millis(100);
+/// A connection's process.
+pub(crate) struct Started {
+    /// Where it will tell who its client is, if it has to find out.
+    pub(crate) application: Option<Application>,
+    pub(crate) process: Pid,
+}
+
 /// How soon what failed to be renewed is tried again.
 const RETRY: Duration = Duration::from_secs(60);
 /// How long a connection may take to say goodbye: longer than the relay's own limit for it.
 const GOODBYE_LIMIT: Duration = Duration::from_secs(15);
 /// How long a killed process may take to end.
 const KILL_LIMIT: Duration = Duration::from_secs(5);
-/// How often refusals are logged: a flood must not fill the disk.
-const REFUSAL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The way to the end; each stage has a time when the next one begins.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -85,6 +89,8 @@ enum Stage {
 }
 
 struct Listener<'a, S> {
+    /// Connections whose client is not known yet.
+    applications: Vec<(Pid, Application)>,
     /// What was wrong the last time, so that it is said once.
     fault: Option<String>,
     log: &'a mut Log,
@@ -101,13 +107,6 @@ struct Listener<'a, S> {
     table: Table,
 }
 
-/// Refusals that were not logged yet.
-#[derive(Debug)]
-struct Refusals {
-    count: u64,
-    logged_at: Option<Instant>,
-}
-
 /// Serves until it is told to end and the last connection is gone.
 ///
 /// # Errors
@@ -116,15 +115,13 @@ pub(crate) fn listen<S: Service>(sockets: Sockets, service: S, log: &mut Log) ->
     let signals = watch_signals()?;
     let renew_at = Instant::now() + service.listening().renewal;
     let mut listener = Listener {
+        applications: Vec::new(),
         fault: None,
         log,
         next_client: None,
         notifier: Notifier::new(),
         paused_until: None,
-        refusals: Refusals {
-            count: 0,
-            logged_at: None,
-        },
+        refusals: Refusals::default(),
         renew_at,
         service,
         signals,
@@ -160,6 +157,7 @@ impl<S: Service> Listener<'_, S> {
         loop {
             let ready = self.wait()?;
             self.read_signals();
+            self.answer_applications();
             let now = Instant::now();
             self.tend(now);
             if self.is_over(now) {
@@ -180,17 +178,20 @@ impl<S: Service> Listener<'_, S> {
         let timeout = self
             .next_time()
             .map(|next| next.saturating_duration_since(now));
-        let mut polled = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
+        let poll = |fd| PollFd::new(fd, PollFlags::POLLIN);
+        let mut polled = vec![poll(self.signals.as_fd())];
+        let applications = self.applications.iter();
+        polled.extend(applications.map(|(_, application)| poll(application.descriptor())));
+        let others = polled.len();
         if self.is_accepting(now) && self.next_client.is_none() {
-            let sockets = self.sockets.descriptors();
-            polled.extend(sockets.map(|socket| PollFd::new(socket, PollFlags::POLLIN)));
+            polled.extend(self.sockets.descriptors().map(poll));
         }
         match nix::poll::ppoll(&mut polled, timeout.map(Into::into), None) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(error) => return Err(Error::system("cannot wait for clients", error.desc())),
         }
         let is_ready = |fd: &PollFd<'_>| fd.revents().is_some_and(|events| !events.is_empty());
-        let sockets = polled.iter().skip(1).enumerate();
+        let sockets = polled.iter().skip(others).enumerate();
         Ok(sockets
             .filter(|(_, fd)| is_ready(fd))
             .map(|(number, _)| number)
@@ -341,117 +342,4 @@ impl<S: Service> Listener<'_, S> {
             let _ = kill(process, signal);
         }
     }
-
-    fn accept_from(&mut self, number: usize) {
-        for _ in 0..ACCEPTS {
-            if self.paused_until.is_some() {
-                return;
-            }
-            let Some(socket) = self.sockets.descriptors().nth(number) else {
-                return;
-            };
-            match accept(socket) {
-                Ok(client) => {
-                    self.next_client = Some(client);
-                    self.start_next_client();
-                }
-                Err(Errno::EAGAIN) => return,
-                // The client's network had something to say, or it has gone (accept(2)).
-                Err(
-                    Errno::ECONNABORTED
-                    | Errno::EHOSTDOWN
-                    | Errno::EHOSTUNREACH
-                    | Errno::EINTR
-                    | Errno::ENETDOWN
-                    | Errno::ENETUNREACH
-                    | Errno::ENONET
-                    | Errno::ENOPROTOOPT
-                    | Errno::EOPNOTSUPP
-                    | Errno::EPROTO,
-                ) => {}
-                Err(error) => self.pause(format!("cannot accept a client: {}", error.desc())),
-            }
-        }
-    }
-
-    /// Gives the client a process, or refuses it. Where there is none to be had it waits, and those behind it at the socket.
-    fn start_next_client(&mut self) {
-        let Some(client) = &self.next_client else {
-            return;
-        };
-        let limits = self.service.listening();
-        let source = address(client.as_fd()).map(|address| Source::of(address, limits.prefixes));
-        if let Err(full) = self.table.admit(source, limits) {
-            self.refuse(source, full);
-            return;
-        }
-        match self.service.start(&mut self.next_client, self.log) {
-            Ok(process) => {
-                self.next_client = None;
-                self.table.add(process, source);
-                if self.fault.take().is_some() {
-                    self.log.info("accepting clients again");
-                }
-            }
-            Err(error) => self.pause(error.to_string()),
-        }
-    }
-
-    fn pause(&mut self, fault: String) {
-        if self.fault.as_ref() != Some(&fault) {
-            self.log
-                .error(format_args!("{fault}: accepting clients more slowly"));
-            self.fault = Some(fault);
-        }
-        self.paused_until = Some(Instant::now() + PAUSE);
-    }
-
-    fn refuse(&mut self, source: Option<Source>, full: Full) {
-        if let Some(client) = self.next_client.take() {
-            // Nothing was read, so nothing is known of it; it may be gone.
-            let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-            let _ = send(client.as_raw_fd(), self.service.refusal(), flags);
-        }
-        self.table.refused += 1;
-        let source = source.map_or_else(|| "unix".to_owned(), |source| source.to_string());
-        let why = match full {
-            Full::Altogether => "there is no room (--max-connections)",
-            Full::Source => "there are too many from there (--max-per-source)",
-        };
-        self.refusals
-            .note(self.log, format_args!("refused {source}: {why}"));
-    }
-}
-
-impl Refusals {
-    fn note(&mut self, log: &Log, line: std::fmt::Arguments<'_>) {
-        let now = Instant::now();
-        if self.next().is_none_or(|next| next <= now) && self.count == 0 {
-            log.warning(line);
-            self.logged_at = Some(now);
-        } else {
-            self.count += 1;
-        }
-    }
-
-    fn next(&self) -> Option<Instant> {
-        self.logged_at.map(|logged_at| logged_at + REFUSAL_INTERVAL)
-    }
-
-    fn tell(&mut self, now: Instant, log: &Log) {
-        if self.next().is_some_and(|next| next <= now) {
-            self.logged_at = None;
-            if self.count > 0 {
-                log.warning(format_args!("refused {} more", self.count));
-                self.logged_at = Some(now);
-                self.count = 0;
-            }
-        }
-    }
-}
-
-/// Where the client is, as far as the kernel knows; none for a unix socket.
-fn address(client: BorrowedFd<'_>) -> Option<IpAddr> {
-    let address = getpeername::<SockaddrStorage>(client.as_raw_fd()).ok()?;
-    inet(&address).map(|address| address.ip())
 }

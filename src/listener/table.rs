@@ -56,7 +56,12 @@ impl Table {
         if self.by_process.len() >= limits.max_connections {
             return Err(Full::Altogether);
         }
-        let count = source.and_then(|source| self.by_source.get(&source));
+        source.map_or(Ok(()), |source| self.admit_from(source, limits))
+    }
+
+    /// The same for a connection that is there already.
+    pub(super) fn admit_from(&self, source: Source, limits: &Listening) -> Result<(), Full> {
+        let count = self.by_source.get(&source);
         if count.is_some_and(|count| *count >= limits.max_per_source) {
             return Err(Full::Source);
         }
@@ -65,8 +70,16 @@ impl Table {
 
     pub(super) fn add(&mut self, process: Pid, source: Option<Source>) {
         self.served += 1;
-        self.by_process.insert(process, source);
+        self.by_process.insert(process, None);
         if let Some(source) = source {
+            self.settle(process, source);
+        }
+    }
+
+    /// The source of a connection that was added without one has become known.
+    pub(super) fn settle(&mut self, process: Pid, source: Source) {
+        if let Some(place @ None) = self.by_process.get_mut(&process) {
+            *place = Some(source);
             *self.by_source.entry(source).or_default() += 1;
         }
     }
