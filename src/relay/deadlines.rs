@@ -17,6 +17,8 @@ const CLOSING_LIMIT: Duration = Duration::from_secs(10);
 pub(super) struct Deadlines {
     pub(super) connect: Option<Instant>,
     pub(super) ending: Option<Instant>,
+    /// Progress buys no time any more.
+    pub(super) is_final: bool,
     pub(super) handshake: Option<Instant>,
     pub(super) linger: Option<Instant>,
     pub(super) login: Option<Instant>,
@@ -53,6 +55,12 @@ impl Deadlines {
         self.connect = None;
         self.handshake = None;
         self.login = None;
+        self.end_finally();
+    }
+
+    /// We have to end, and the rest has the time that a goodbye has.
+    pub(super) fn end_finally(&mut self) {
+        self.is_final = true;
         self.ending = Some(Instant::now() + CLOSING_LIMIT);
     }
 
@@ -70,7 +78,7 @@ impl Deadlines {
 
     /// Progress buys time, except where we decided to end.
     pub(super) fn postpone_ending(&mut self, is_closing: bool) {
-        if !is_closing && self.ending.is_some() {
+        if !is_closing && !self.is_final && self.ending.is_some() {
             self.ending = Some(Instant::now() + ENDING_LIMIT);
         }
     }

@@ -386,6 +386,17 @@ impl<'a> Relay<'a> {
         self.to_backend.push(bytes);
     }
 
+    /// The server is going down: a client that has not logged in is told. After login the words are the backend's; at the end of
+    /// its input it says them, or what it was about to say.
+    pub(super) fn terminate(&mut self) {
+        if self.is_closing || !matches!(self.phase, Phase::Opaque) {
+            return self.close("terminated", Some("the server is going down"));
+        }
+        self.report.ended("terminated".to_owned());
+        self.client_input = Direction::Ended;
+        self.deadlines.end_finally();
+    }
+
     /// We decide to end, with a goodbye where the protocol has a place for one.
     pub(super) fn close(&mut self, end: &str, goodbye: Option<&str>) {
         if self.is_closing {

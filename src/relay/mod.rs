@@ -335,7 +335,7 @@ impl Relay<'_> {
         self.ended.extend(news.ended);
         self.note_backend_end();
         if news.is_terminated {
-            self.close("terminated", Some("the server is going down"));
+            self.terminate();
         }
     }
 

@@ -82,6 +82,16 @@ pub fn tests() -> Vec<Trial> {
             backend_killed_after_writing,
         ),
         test(
+            "relay: SIGTERM before login is told, in clear and inside TLS",
+            &[],
+            terminated_before_login,
+        ),
+        test(
+            "relay: SIGTERM after login lets the backend say what it was about to say",
+            &[],
+            terminated_after_login,
+        ),
+        test(
             "relay: a client's reset is an ordinary end",
             &[],
             client_resets,
@@ -258,6 +268,58 @@ fn bulk(test: &Test, direction: Direction) {
     if direction != Direction::Up {
         assert!((size..size + 1000).contains(&count("out")), "{line:?}");
     }
+}
+
+fn terminated_before_login(test: &Test) {
+    for is_secure in [false, true] {
+        let mut session = Program::new(test).start();
+        let client = session.client();
+        client.greeting();
+        if is_secure {
+            client.starttls(pki());
+            assert!(client.command("a NOOP").is_ok());
+        }
+        session.kill(session.network(), libc::SIGTERM);
+        let client = session.client();
+        let goodbye = client.line();
+        assert!(goodbye.starts_with("* BYE "), "{goodbye}");
+        let end = if is_secure {
+            End::CloseNotify
+        } else {
+            End::Eof
+        };
+        assert_eq!(client.expect_end(), end);
+        session.close_client();
+        assert_eq!(session.wait_as_last().code(), Some(0));
+        assert_eq!(session.session_line()["end"], "terminated");
+    }
+}
+
+/// The answer is larger than all buffers on the way, so that most of it is still the backend's when the signal comes.
+fn terminated_after_login(test: &Test) {
+    let mut session = Program::new(test).start();
+    session.client().log_in_by_starttls(pki());
+    let size = 8_u64 << 20;
+    assert!(
+        session
+            .client()
+            .command(&format!("a XSOURCE {size}"))
+            .is_ok()
+    );
+    session.kill(session.network(), libc::SIGTERM);
+    let (bytes, end) = session.client().read_to_end();
+    assert_eq!(end, End::CloseNotify);
+    assert_eq!(
+        bytes,
+        client::Pattern::new(2).take(usize::try_from(size).unwrap())
+    );
+    session.close_client();
+    assert_eq!(session.wait_as_last().code(), Some(0));
+    let line = session.session_line();
+    assert_eq!(
+        (line["end"].as_str(), line["backend"].as_str()),
+        ("terminated", "0")
+    );
 }
 
 fn bulk_tls12(test: &Test) {
