@@ -4,8 +4,10 @@ use std::path::Path;
 use std::{fmt, fs, io};
 
 use super::{Level, Report};
+use crate::cli::ListenAddress;
 use crate::error::reason;
 use crate::imap::Policy;
+use crate::listener::can_be_bound;
 use crate::log::{Destination, Escaped, Log, Verbosity};
 
 pub(super) fn check_log(report: &mut Report, destination: Destination) {
@@ -112,6 +114,33 @@ pub(super) fn check_superserver(report: &mut Report, policy: Policy) {
             "port",
             format!("cannot tell who listens: {}", reason(&error)),
         ),
+    }
+}
+
+/// Where we are to listen ourselves, unless we do already.
+pub(super) fn check_listener(report: &mut Report, addresses: &[ListenAddress]) {
+    for address in addresses {
+        let holders = match address {
+            ListenAddress::Inet(address) => listening_sockets(address.port())
+                .map(|sockets| listeners(&sockets))
+                .unwrap_or_default(),
+            ListenAddress::Unix(_) => Vec::new(),
+        };
+        let ours = holders.iter().find(|holder| holder.program == "imap-tls");
+        let (level, text) = match (ours, can_be_bound(address), holders.first()) {
+            (Some(ours), ..) => (Level::Ok, format!("{ours} listens on {address}")),
+            (None, Ok(()), _) => (Level::Ok, format!("{address} can be listened on")),
+            (None, Err(error), holder) => {
+                let holder = holder.map(|holder| format!(": {holder} has it{}", holder.mend()));
+                let text = format!(
+                    "cannot listen on {address} (--listen): {}{}",
+                    error.desc(),
+                    holder.unwrap_or_default()
+                );
+                (Level::Error, text)
+            }
+        };
+        report.add(level, "listener", text);
     }
 }
 

@@ -151,7 +151,11 @@ pub(crate) fn check(options: &Options) -> Report {
     backend::check_backend(&mut report, options, separation.as_ref());
     check_balancers(&mut report, &options.proxy_from);
     machine::check_log(&mut report, options.destination);
-    machine::check_superserver(&mut report, options.policy);
+    if options.listening.addresses.is_empty() {
+        machine::check_superserver(&mut report, options.policy);
+    } else {
+        machine::check_listener(&mut report, &options.listening.addresses);
+    }
     report
 }
 

@@ -19,7 +19,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-pub(crate) use sockets::Sockets;
+pub(crate) use sockets::{Sockets, can_be_bound};
 
 use crate::admission::Application;
 use crate::cli::Listening;

@@ -9,9 +9,10 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, SockaddrLike, SockaddrStorage, UnixAddr, accept4,
-    bind, connect, getsockname, listen, setsockopt, socket, sockopt,
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, UnixAddr, accept4, bind, connect,
+    getsockname, listen, setsockopt, socket, sockopt,
 };
+use nix::unistd::AccessFlags;
 
 use crate::activation::inet;
 use crate::cli::ListenAddress;
@@ -91,6 +92,20 @@ impl fmt::Display for Sockets {
     }
 }
 
+/// Whether it could be listened on now. Nobody can connect meanwhile, and no file is made.
+///
+/// # Errors
+/// As socket(2), bind(2) and access(2).
+pub(crate) fn can_be_bound(address: &ListenAddress) -> nix::Result<()> {
+    match address {
+        ListenAddress::Inet(address) => bind_inet(*address, &[]).map(drop),
+        ListenAddress::Unix(path) => {
+            let directory = path.parent().unwrap_or(Path::new("/"));
+            nix::unistd::access(directory, AccessFlags::W_OK)
+        }
+    }
+}
+
 /// Takes a client that has arrived.
 ///
 /// # Errors
@@ -101,12 +116,14 @@ pub(super) fn accept(socket: BorrowedFd<'_>) -> nix::Result<OwnedFd> {
 
 fn open(address: &ListenAddress, all: &[ListenAddress]) -> nix::Result<Opened> {
     match address {
-        ListenAddress::Inet(address) => open_inet(*address, all),
+        ListenAddress::Inet(address) => {
+            bind_inet(*address, all).and_then(|socket| begin(socket, None))
+        }
         ListenAddress::Unix(path) => open_unix(path),
     }
 }
 
-fn open_inet(address: SocketAddr, all: &[ListenAddress]) -> nix::Result<Opened> {
+fn bind_inet(address: SocketAddr, all: &[ListenAddress]) -> nix::Result<OwnedFd> {
     let family = match address.ip() {
         IpAddr::V4(_) => AddressFamily::Inet,
         IpAddr::V6(_) => AddressFamily::Inet6,
@@ -115,7 +132,7 @@ fn open_inet(address: SocketAddr, all: &[ListenAddress]) -> nix::Result<Opened> 
     let socket = match new_socket(family) {
         // All addresses of a machine without IPv6.
         Err(Errno::EAFNOSUPPORT) if address.ip().is_unspecified() && address.is_ipv6() => {
-            return open_inet(v4, all);
+            return bind_inet(v4, all);
         }
         result => result?,
     };
@@ -124,26 +141,23 @@ fn open_inet(address: SocketAddr, all: &[ListenAddress]) -> nix::Result<Opened> 
         // IPv4 has a socket of its own, which this one would be in the way of.
         setsockopt(&socket, sockopt::Ipv6V6Only, &true)?;
     }
-    bind_and_listen(socket, &SockaddrStorage::from(address), None)
+    bind(socket.as_raw_fd(), &SockaddrStorage::from(address))?;
+    Ok(socket)
 }
 
 fn open_unix(path: &Path) -> nix::Result<Opened> {
     let address = UnixAddr::new(path)?;
     remove_stale(path, &address);
     let socket = new_socket(AddressFamily::Unix)?;
-    bind_and_listen(socket, &address, Some(path.to_owned()))
+    bind(socket.as_raw_fd(), &address)?;
+    begin(socket, Some(path.to_owned()))
 }
 
 fn new_socket(family: AddressFamily) -> nix::Result<OwnedFd> {
     socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)
 }
 
-fn bind_and_listen(
-    socket: OwnedFd,
-    address: &dyn SockaddrLike,
-    path: Option<PathBuf>,
-) -> nix::Result<Opened> {
-    bind(socket.as_raw_fd(), address)?;
+fn begin(socket: OwnedFd, path: Option<PathBuf>) -> nix::Result<Opened> {
     listen(&socket, Backlog::MAXCONN)?;
     Ok(Opened {
         name: name(socket.as_fd()),
