@@ -915,20 +915,33 @@ fn unix_faults(test: &Test) {
     reason("Connection refused", 111);
 }
 
-/// Shell commands after which these names, and no others, are known in a mount namespace; nobody is asked over a network.
+/// Shell commands after which these names, and no others, are known in a mount namespace; nobody is asked over a network. A
+/// resolver that knows no nsswitch.conf (musl's) asks a name server on loopback that is not there, and soon gives up.
 fn hosts(test: &Test, lines: &str) -> String {
-    names(test, lines, "files")
+    let resolver = "nameserver 127.0.0.78\noptions timeout:1 attempts:1\n";
+    names(test, lines, "files", resolver)
 }
 
 /// The same with another place to look names up in.
-fn names(test: &Test, lines: &str, place: &str) -> String {
-    write_file(&test.path("hosts"), lines, 0o644);
+fn names(test: &Test, lines: &str, place: &str, resolver: &str) -> String {
     let switch = format!("passwd: files\ngroup: files\nhosts: {place}\n");
-    write_file(&test.path("nsswitch.conf"), switch, 0o644);
-    write_file(&test.path("host.conf"), "multi on\n", 0o644);
-    ["hosts", "nsswitch.conf", "host.conf"]
-        .map(|name| format!("mount --bind {} /etc/{name}\n", test.path(name).display()))
-        .concat()
+    let files = [
+        ("hosts", lines),
+        ("nsswitch.conf", &switch),
+        ("host.conf", "multi on\n"),
+        ("resolv.conf", resolver),
+    ];
+    let mut setup = String::new();
+    for (name, text) in files {
+        let path = test.path(name);
+        write_file(&path, text, 0o644);
+        // It may be a link.
+        setup += &format!(
+            "mount --bind {} \"$(readlink -f /etc/{name})\"\n",
+            path.display()
+        );
+    }
+    setup
 }
 
 fn next_address(test: &Test) {
@@ -995,12 +1008,7 @@ fn mute_name_server(test: &Test) {
     let _mute = std::net::UdpSocket::bind("127.0.0.77:53").unwrap();
     // More patient than we are.
     let resolver = "nameserver 127.0.0.77\noptions timeout:30\n";
-    write_file(&test.path("resolv.conf"), resolver, 0o644);
-    let setup = names(test, "127.0.0.1 localhost\n", "dns")
-        + &format!(
-            "mount --bind {} \"$(readlink -f /etc/resolv.conf)\"\n",
-            test.path("resolv.conf").display()
-        );
+    let setup = names(test, "127.0.0.1 localhost\n", "dns", resolver);
     let program = at(test, "required", "somebody.test:143");
     let server = Server::start_in(test, Superserver::Tcpserver, &program, Some(&setup));
     let mut client = server.connect();
