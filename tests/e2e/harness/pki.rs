@@ -143,10 +143,18 @@ impl Pki {
             }
             Key::P256 | Key::P384 => {
                 let inner = der_value(&self.key_der, &[0x30, 0x02, 0x30, 0x04]);
-                vec![(
-                    "scalar".to_owned(),
-                    der_value(inner, &[0x30, 0x02, 0x04]).to_vec(),
-                )]
+                let scalar = der_value(inner, &[0x30, 0x02, 0x04]).to_vec();
+                let order: &[u8] = if self.kind == Key::P256 {
+                    &P256_ORDER
+                } else {
+                    &P384_ORDER
+                };
+                let computed = montgomery(&scalar, order);
+                vec![
+                    ("scalar".to_owned(), scalar),
+                    // What ring keeps, and all that is sure to be there: the rest is what was freed and not yet used again.
+                    ("scalar as it is computed with".to_owned(), computed),
+                ]
             }
             Key::Ed25519 => {
                 let seed = der_value(der_value(&self.key_der, &[0x30, 0x02, 0x30, 0x04]), &[0x04])
@@ -298,4 +306,37 @@ fn der_integers(der: &[u8]) -> Vec<Vec<u8>> {
         rest = next;
     }
     numbers
+}
+
+/// The orders of the groups (SEC 2, sections 2.4.2 and 2.5.1), big-endian.
+const P256_ORDER: [u8; 32] = [
+    0xff, 0xff, 0xff, 0xff, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff,
+    0xbc, 0xe6, 0xfa, 0xad, 0xa7, 0x17, 0x9e, 0x84, 0xf3, 0xb9, 0xca, 0xc2, 0xfc, 0x63, 0x25, 0x51,
+];
+const P384_ORDER: [u8; 48] = [
+    0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff,
+    0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xc7, 0x63, 0x4d, 0x81, 0xf4, 0x37, 0x2d, 0xdf,
+    0x58, 0x1a, 0x0d, 0xb2, 0x48, 0xb0, 0xa7, 0x7a, 0xec, 0xec, 0x19, 0x6a, 0xcc, 0xc5, 0x29, 0x73,
+];
+
+/// The number in Montgomery's form: times 2 for each of its bits, modulo the order. All are big-endian and of one length.
+fn montgomery(number: &[u8], order: &[u8]) -> Vec<u8> {
+    let mut value = number.to_vec();
+    for _ in 0..8 * number.len() {
+        let mut carry = 0;
+        for byte in value.iter_mut().rev() {
+            let doubled = u16::from(*byte) << 1 | carry;
+            *byte = doubled as u8;
+            carry = doubled >> 8;
+        }
+        if carry == 1 || value.as_slice() >= order {
+            let mut borrow = 0;
+            for (byte, subtrahend) in value.iter_mut().zip(order).rev() {
+                let difference = i16::from(*byte) - i16::from(*subtrahend) - borrow;
+                *byte = difference.rem_euclid(256) as u8;
+                borrow = i16::from(difference < 0);
+            }
+        }
+    }
+    value
 }
