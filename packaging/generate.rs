@@ -200,6 +200,10 @@ fn policies() -> Roff {
              client's address and ours; v2 has, after TLS, also the facts about TLS that a backend which is started finds in its \
              environment: version, cipher suite, server name, ALPN, and the common name of a verified client certificate. The \
              backend must expect the header.",
+            "With --accept-proxy each connection must begin with such a header, of either version, from a balancer in --proxy-from; \
+             whoever else connects is refused unread. The client is then whom it names, for the log, the backend and the \
+             listener's limits. LOCAL and UNKNOWN leave the balancer's address. A header that is malformed, longer than 107 \
+             (v1) or 4096 (v2) octets, or not complete in 5 seconds closes the connection.",
         ],
     );
     page
