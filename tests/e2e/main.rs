@@ -26,6 +26,7 @@ mod check;
 mod client_cert;
 mod connect;
 mod connect_servers;
+mod fleet;
 mod handshake;
 mod harness;
 mod hostile;
@@ -62,6 +63,7 @@ fn main() -> ExitCode {
         client_cert::tests(),
         connect::tests(),
         connect_servers::tests(),
+        fleet::tests(),
         handshake::tests(),
         hostile::tests(),
         interop::tests(),

@@ -533,6 +533,32 @@ impl Client {
         line
     }
 
+    /// [`Client::greeting`], where a fault is to be counted and not to end the test.
+    pub fn try_greeting(&mut self) -> Result<(), String> {
+        match self.line_or_end() {
+            Ok(line) if line.starts_with("* OK") => Ok(()),
+            other => Err(format!("greeting: {other:?}")),
+        }
+    }
+
+    /// [`Client::command`], likewise; it must be answered OK.
+    pub fn try_command(&mut self, line: &str) -> Result<(), String> {
+        if !self.try_send(format!("{line}\r\n").as_bytes()) && self.buffered.is_empty() {
+            return Err(format!("{line}: {:?}", self.end));
+        }
+        let tag = line.split(' ').next().unwrap_or_default();
+        loop {
+            let answer = self
+                .line_or_end()
+                .map_err(|end| format!("{line}: {end:?}"))?;
+            match answer.strip_prefix(tag) {
+                Some(status) if status.starts_with(" OK") => return Ok(()),
+                Some(status) if status.starts_with(' ') => return Err(format!("{line}: {answer}")),
+                _ => {}
+            }
+        }
+    }
+
     /// `LOGIN` with what the scripted backend accepts.
     pub fn login(&mut self) {
         let reply = self.command("login LOGIN u sekret");
