@@ -328,6 +328,27 @@ impl Fleet {
     }
 }
 
+/// A machine that was away has connections of which nobody will tell it that they have ended: it is told twice to stop, which is
+/// the end of its patience.
+impl Drop for Fleet {
+    fn drop(&mut self) {
+        let running = || self.services.values().map(Running::process);
+        let deadline = Instant::now() + Duration::from_secs(5);
+        for service in running() {
+            let _ = sys::kill(service.0, libc::SIGTERM);
+        }
+        let is_ending = |service: &Running| {
+            !service.process().alive() || service.log().contains("imap-tls: ending: ")
+        };
+        while !self.services.values().all(is_ending) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(3));
+        }
+        for service in running() {
+            let _ = sys::kill(service.0, libc::SIGTERM);
+        }
+    }
+}
+
 /// The file as it is, with the paths of this test in the place of the machine's.
 fn example(name: &str, changes: &[(&str, &Path)]) -> String {
     let mut text = std::fs::read_to_string(Path::new(FILES).join(name)).unwrap();

@@ -126,6 +126,16 @@ pub fn tests() -> Vec<Trial> {
             superserver(test, Superserver::Xinetd)
         }),
         test(
+            "accept-proxy: under the listener limits are for clients, not for the balancer",
+            &[],
+            listener,
+        ),
+        test(
+            "accept-proxy: under the listener strangers are refused, too",
+            &[],
+            listener_strangers,
+        ),
+        test(
             "accept-proxy: --check tells who the balancers are",
             &[],
             check,
@@ -914,6 +924,83 @@ fn superserver(test: &Test, kind: Superserver) {
     eventually("the connections' processes are gone", || {
         server.sessions().is_empty().then_some(())
     });
+}
+
+/// The program as the listener, on a port of 127.0.0.1.
+fn listen(test: &Test, program: &Program) -> (tool::Running, u16) {
+    let port = free_port();
+    let line = program
+        .clone()
+        .option("--listen", format!("127.0.0.1:{port}"))
+        .command_line();
+    let mut running = Tool::new(test, line[0].to_str().unwrap())
+        .args(&line[1..])
+        .env(MARKER, test.marker())
+        .start();
+    eventually("the listener is ready", || {
+        assert!(!running.has_ended(), "{}", running.log());
+        running.log().contains("listening on").then_some(())
+    });
+    (running, port)
+}
+
+/// Its limit for a source is for clients, not for the balancer from which all of them come.
+fn listener(test: &Test) {
+    let program = program(test).option("--max-per-source", "2");
+    let (running, port) = listen(test, &program);
+    let connect = |address: &str| {
+        let socket = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+        let mut client = Client::on(socket);
+        client.send_raw(v2(address, SERVER4));
+        let greeting = client.line();
+        (client, greeting)
+    };
+    let mut clients = Vec::new();
+    // Two of each of five sources, though all are the balancer's.
+    for number in 1..=5 {
+        for port in [1000, 1001] {
+            let (mut client, greeting) = connect(&format!("192.0.2.{number}:{port}"));
+            assert!(greeting.starts_with("* OK"), "{greeting}");
+            client.starttls(pki());
+            client.login();
+            clients.push(client);
+        }
+    }
+    let (_, refusal) = connect("192.0.2.3:1002");
+    assert!(refusal.starts_with("* BYE [UNAVAILABLE]"), "{refusal}");
+    let mut leaving = clients.remove(4);
+    assert!(leaving.command("z LOGOUT").is_ok());
+    assert_eq!(leaving.expect_end(), End::CloseNotify);
+    // As soon as its process is gone.
+    eventually("there is room again", || {
+        connect("192.0.2.3:1003")
+            .1
+            .starts_with("* OK")
+            .then_some(())
+    });
+    let line = eventually("the session line", || {
+        let log = running.log();
+        let mut lines = log.lines().map(str::to_owned);
+        lines.find(|line| line.starts_with("192.0.2.3:1000: session "))
+    });
+    assert!(line.contains(" proxy=127.0.0.1:"), "{line}");
+    drop(clients);
+}
+
+/// And whoever is no balancer gets nothing from it either.
+fn listener_strangers(test: &Test) {
+    let program = program(test).option("--proxy-from", "192.0.2.1");
+    let (running, port) = listen(test, &program);
+    let mut client = Client::on(std::net::TcpStream::connect(("127.0.0.1", port)).unwrap());
+    client.try_send_raw(&v1(CLIENT4, SERVER4));
+    let (said, _) = client.read_to_end();
+    assert!(said.is_empty(), "{said:?}");
+    eventually("the refusal is logged", || {
+        let log = running.log();
+        log.contains(": refused: not among the balancers (--proxy-from)")
+            .then_some(())
+    });
+    assert!(test.record().is_empty());
 }
 
 fn check(test: &Test) {
