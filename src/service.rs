@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::resource::{Resource, getrlimit};
 use nix::unistd::Pid;
 
 use crate::activation::Connection;
@@ -49,19 +49,8 @@ impl Serving {
         source: cli::Source,
         log: &Log,
     ) -> Result<Self, Error> {
-        raise_descriptor_limit();
         let common = Common::prepare(Rc::from(options), log)?;
         Ok(Self { common, source })
-    }
-}
-
-/// The listener has few descriptors, and its keeper one for each handshake: what the superserver allows at all is allowed.
-fn raise_descriptor_limit() {
-    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
-        if soft < hard {
-            // Where it cannot be raised, fewer handshakes are had at a time.
-            let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
-        }
     }
 }
 
@@ -126,7 +115,7 @@ impl Common {
     }
 }
 
-/// As many as may be needed, or as many as there may be.
+/// As many as may be needed, or as many as the superserver allows at all.
 fn keeper_descriptors(connections: usize) -> u64 {
     let most = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(_, hard)| hard);
     most.min(connections as u64 + SPARE_DESCRIPTORS)

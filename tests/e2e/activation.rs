@@ -3,12 +3,17 @@
 use crate::harness::*;
 use libtest_mimic::Trial;
 
-const SUPERSERVERS: [(&str, Superserver); 5] = [
+const SUPERSERVERS: [(&str, Superserver); 7] = [
     ("tcpserver", Superserver::Tcpserver),
     ("xinetd", Superserver::Xinetd),
     ("openbsd-inetd", Superserver::OpenbsdInetd),
     ("systemd-socket-activate --inetd", Superserver::SystemdInetd),
     ("systemd-socket-activate", Superserver::SystemdListenFds),
+    ("its own listener", Superserver::Listener),
+    (
+        "its own listener, with systemd-socket-activate's socket",
+        Superserver::SystemdListener,
+    ),
 ];
 
 pub fn tests() -> Vec<Trial> {
@@ -25,6 +30,10 @@ pub fn tests() -> Vec<Trial> {
             needs,
             move |test| implicit_under_superserver(test, kind),
         ));
+        if kind.is_listener() {
+            // Without a set-up it does not even begin to listen: see listener.rs.
+            continue;
+        }
         tests.push(test(
             &format!(
                 "activation: under {name} a set-up fault gives the client BYE and nothing else"
@@ -98,6 +107,8 @@ fn needs_of(kind: Superserver) -> &'static [Need] {
         Superserver::OpenbsdInetd => const { &[Need::Root, command(Superserver::OpenbsdInetd)] },
         Superserver::SystemdInetd => const { &[command(Superserver::SystemdInetd)] },
         Superserver::SystemdListenFds => const { &[command(Superserver::SystemdListenFds)] },
+        Superserver::SystemdListener => const { &[command(Superserver::SystemdListener)] },
+        Superserver::Listener => &[],
     }
 }
 

@@ -32,6 +32,7 @@ mod harness;
 mod hostile;
 mod interop;
 mod limits;
+mod listener;
 mod ocsp;
 mod process;
 mod proxy_in;
@@ -75,6 +76,7 @@ fn main() -> ExitCode {
         setup::tests(),
         starttls::tests(),
         limits::tests(),
+        listener::tests(),
         tickets::tests(),
         transcripts::tests(),
     ];

@@ -23,6 +23,10 @@ pub enum Superserver {
     SystemdInetd,
     /// `systemd-socket-activate --accept`: LISTEN_FDS; 2 is its log.
     SystemdListenFds,
+    /// None: the program listens by itself (`--listen`).
+    Listener,
+    /// `systemd-socket-activate`: the program listens, on a socket in LISTEN_FDS.
+    SystemdListener,
 }
 
 impl Superserver {
@@ -32,10 +36,17 @@ impl Superserver {
             Superserver::Tcpserver => ("tcpserver", "ucspi-tcp"),
             Superserver::Xinetd => ("xinetd", "xinetd"),
             Superserver::OpenbsdInetd => ("inetd", "openbsd-inetd"),
-            Superserver::SystemdInetd | Superserver::SystemdListenFds => {
-                ("systemd-socket-activate", "systemd")
-            }
+            Superserver::SystemdInetd
+            | Superserver::SystemdListenFds
+            | Superserver::SystemdListener => ("systemd-socket-activate", "systemd"),
+            // Always there.
+            Superserver::Listener => ("sh", "dash"),
         }
+    }
+
+    /// Whether one process of the program serves all clients, by processes of theirs.
+    pub fn is_listener(self) -> bool {
+        matches!(self, Superserver::Listener | Superserver::SystemdListener)
     }
 
     /// Whether descriptor 2 of the program is the client's socket.
@@ -46,6 +57,7 @@ impl Superserver {
 
 /// A running superserver; ended when dropped.
 pub struct Server {
+    kind: Superserver,
     running: Running,
     pub port: u16,
 }
@@ -113,8 +125,17 @@ impl Server {
                 add(&["-d", "-i", "-E", config.to_str().unwrap()]);
                 environment = program.as_environment();
             }
-            Superserver::SystemdInetd | Superserver::SystemdListenFds => {
-                add(&["--accept", "-l", &at]);
+            Superserver::Listener => {
+                add(&["--listen", &at]);
+                arguments.extend(line[1..].iter().cloned());
+            }
+            Superserver::SystemdInetd
+            | Superserver::SystemdListenFds
+            | Superserver::SystemdListener => {
+                if kind != Superserver::SystemdListener {
+                    add(&["--accept"]);
+                }
+                add(&["-l", &at]);
                 if kind == Superserver::SystemdInetd {
                     add(&["--inetd"]);
                 }
@@ -124,7 +145,10 @@ impl Server {
                 arguments.extend(line);
             }
         }
-        let path = find(kind.command().0).unwrap_or_else(|| panic!("no {kind:?}"));
+        let path = match kind {
+            Superserver::Listener => super::dir::run_path("imap-tls"),
+            _ => find(kind.command().0).unwrap_or_else(|| panic!("no {kind:?}")),
+        };
         let tool = match setup {
             None => Tool::new(test, path.to_str().unwrap()),
             Some(script) => {
@@ -141,7 +165,11 @@ impl Server {
             }
         };
         let running = tool.args(arguments).envs(environment).start();
-        let mut server = Self { running, port };
+        let mut server = Self {
+            kind,
+            running,
+            port,
+        };
         eventually(&format!("{kind:?} listens"), || {
             assert!(
                 !server.running.has_ended(),
@@ -198,9 +226,45 @@ impl Server {
         })
     }
 
+    /// What was started: the superserver, or the listener.
+    pub fn process(&self) -> Process {
+        self.running.process()
+    }
+
+    /// The listener's keeper, which alone waits for many.
+    pub fn keeper(&self) -> Option<Process> {
+        let waits_for_many = |child: &Process| {
+            child.alive()
+                && child
+                    .descriptors()
+                    .values()
+                    .any(|target| target.contains("eventpoll"))
+        };
+        let children = self.running.process().children();
+        children.into_iter().find(waits_for_many)
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: i32) {
+        super::sys::kill(self.running.process().0, signal).unwrap();
+    }
+
+    /// Waits for its end.
+    pub fn wait(&mut self) -> std::process::ExitStatus {
+        self.running.wait()
+    }
+
     /// The network processes of the connections that are open now.
     pub fn sessions(&self) -> Vec<Processes> {
         let program = super::dir::run_path("imap-tls");
+        if self.kind.is_listener() {
+            let keeper = self.keeper();
+            let children = self.running.process().children().into_iter();
+            return children
+                .filter(|child| child.exe().as_ref() == Some(&program) && Some(*child) != keeper)
+                .map(Processes::of)
+                .collect();
+        }
         let is_network = |process: &Process| {
             process.exe().as_ref() == Some(&program)
                 && process.parent().and_then(Process::exe).as_ref() != Some(&program)

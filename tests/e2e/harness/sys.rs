@@ -103,6 +103,13 @@ pub fn kill(pid: i32, signal: i32) -> io::Result<()> {
     }
 }
 
+/// Sets another process's limit on descriptors.
+pub fn set_descriptor_limit(pid: i32, limit: &libc::rlimit64) {
+    // SAFETY: the kernel reads one limit and writes none back.
+    let result = unsafe { libc::prlimit64(pid, libc::RLIMIT_NOFILE, limit, std::ptr::null_mut()) };
+    assert_eq!(result, 0, "{}", io::Error::last_os_error());
+}
+
 /// On close, a TCP reset instead of an orderly end: SO_LINGER with no time.
 pub fn reset_on_close(socket: BorrowedFd) {
     let linger = libc::linger {

@@ -211,6 +211,12 @@ impl Running {
         String::from_utf8_lossy(&std::fs::read(&self.log_path).unwrap_or_default()).into_owned()
     }
 
+    /// Waits for its end.
+    pub fn wait(&mut self) -> ExitStatus {
+        wait_child(&mut self.child, Duration::from_secs(60))
+            .unwrap_or_else(|| panic!("it does not end: {}", self.log()))
+    }
+
     pub fn has_ended(&mut self) -> bool {
         self.child.try_wait().unwrap().is_some()
     }
