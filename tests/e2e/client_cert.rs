@@ -44,7 +44,12 @@ pub fn tests() -> Vec<Trial> {
         ),
         test(
             "client certificates: root, unknown and unusable names start no backend",
-            ROOT,
+            &[
+                Need::Root,
+                Need::Command("unshare", "util-linux"),
+                Need::Command("tcpserver", "ucspi-tcp"),
+                Need::EachStarted,
+            ],
             no_user_of_certificate,
         ),
         test(

@@ -9,6 +9,7 @@ pub fn tests() -> Vec<Trial> {
     let openssl: &[Need] = &[
         Need::Command("openssl", "openssl"),
         Need::Command("tcpserver", "ucspi-tcp"),
+        Need::EachStarted,
     ];
     vec![
         test(

@@ -3,7 +3,7 @@
 //! One test binary, so that it is linked once and its tests run in parallel. Started with `--play-backend` it is the scripted IMAP
 //! server of its own tests. Run it as root to run everything: `tests/run` also installs the Debian packages that tests need.
 //! Variables: E2E_PROGRAM (another built program), E2E_TOOLS (a tree of unpacked packages), E2E_BULK_MIB (size of bulk transfers),
-//! E2E_IGNORE_NOTHING (a test that cannot run fails).
+//! E2E_IGNORE_NOTHING (a test that cannot run fails), E2E_LISTENER (the program's own listener wherever tests want tcpserver).
 #![allow(
     clippy::expect_used,
     clippy::indexing_slicing,

@@ -84,6 +84,7 @@ pub fn tests() -> Vec<Trial> {
                 Need::Root,
                 TCPSERVER,
                 Need::Command("unshare", "util-linux"),
+                Need::EachStarted,
             ],
             move |test| file_system(test, script, says),
         ));

@@ -58,6 +58,8 @@ pub enum Need {
     Python(&'static str, &'static str),
     /// IPv6 on loopback.
     Ipv6,
+    /// A superserver that starts the program for each connection: not the listener, which E2E_LISTENER puts in tcpserver's place.
+    EachStarted,
     /// x86-64, whose registers the ptrace tool knows.
     X86_64,
 }
@@ -82,6 +84,9 @@ impl Need {
             Need::Ipv6 => std::net::TcpListener::bind("[::1]:0")
                 .is_err()
                 .then(|| "needs IPv6 on loopback".to_owned()),
+            Need::EachStarted => std::env::var_os("E2E_LISTENER").is_some().then(|| {
+                "is about each start of the program, or about what tcpserver says".to_owned()
+            }),
             Need::X86_64 => (!cfg!(target_arch = "x86_64"))
                 .then(|| "knows the registers of x86-64 only".to_owned()),
         }

@@ -75,6 +75,13 @@ impl Server {
         program: &Program,
         setup: Option<&str>,
     ) -> Self {
+        let mut program = program.clone();
+        let mut kind = kind;
+        if kind == Superserver::Tcpserver && std::env::var_os("E2E_LISTENER").is_some() {
+            kind = Superserver::Listener;
+            program = program.env("IMAP_TLS_MAX_PER_SOURCE", "240");
+        }
+        let program = &program;
         let port = free_port();
         let line = program.command_line();
         let at = format!("127.0.0.1:{port}");
