@@ -1031,7 +1031,8 @@ fn supervisor(test: &Test) {
     assert_eq!(server.wait().code(), Some(0));
 }
 
-/// A short load by default; E2E_SOAK seconds at E2E_RATE a second, and E2E_IDLE connections, where they are set.
+/// A short load by default; E2E_SOAK seconds at E2E_RATE a second, and E2E_IDLE connections, where they are set; with the backend
+/// E2E_BACKEND, since at a high rate the scripted one costs more than all the rest (tests/bench/imapd.c will do).
 fn load(test: &Test) {
     let number = |name: &str, default: usize| {
         let text = std::env::var(name).ok();
@@ -1048,6 +1049,10 @@ fn load(test: &Test) {
         .option("--max-per-source", "20000")
         .option("--login-timeout", "3600")
         .flag("--quiet");
+    let program = match std::env::var_os("E2E_BACKEND") {
+        Some(backend) => program.backend([backend]),
+        None => program,
+    };
     let server = start(test, &program);
     let offer = TlsOffer::new(pki());
     let config = std::sync::Arc::new(offer.config());
