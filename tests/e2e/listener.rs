@@ -121,6 +121,11 @@ pub fn tests() -> Vec<Trial> {
             exhausted,
         ),
         test(
+            "listener: without processes it accepts more slowly, and recovers",
+            root,
+            exhausted_processes,
+        ),
+        test(
             "listener: the supervisor is told of readiness, status, reload, end, and that it lives",
             &[],
             supervisor,
@@ -961,13 +966,7 @@ fn exhausted(test: &Test) {
     let server = start(test, &Program::new(test));
     log_out(log_in(&server));
     wait_until_empty(&server);
-    let limit = |soft: u64| {
-        let limit = libc::rlimit64 {
-            rlim_cur: soft,
-            rlim_max: 1024,
-        };
-        sys::set_descriptor_limit(server.process().0, &limit);
-    };
+    let limit = |soft: u64| sys::set_limit(server.process().0, libc::RLIMIT_NOFILE, soft);
     let used = server.process().descriptors().len() as u64;
     limit(used);
     let mut waiting: Vec<Client> = (0..5).map(|_| server.connect()).collect();
@@ -981,6 +980,45 @@ fn exhausted(test: &Test) {
     server.wait_log("accepting clients again");
     let log = server.log();
     assert!(log.matches("more slowly").count() <= 2, "{log}");
+    no_zombies(&server);
+}
+
+/// For root there is no limit on processes but a control group's; for a plain user there is.
+fn exhausted_processes(test: &Test) {
+    const USER: u32 = 61004;
+    let mut program = Program::new(test);
+    for option in ["--user", "--group", "--keeper-user", "--chroot"] {
+        program = program.without(option);
+    }
+    let (cert, key) = (test.path("cert.pem"), test.path("key.pem"));
+    std::fs::copy(&pki().cert, &cert).unwrap();
+    std::fs::copy(&pki().key, &key).unwrap();
+    std::os::unix::fs::chown(&key, Some(USER), None).unwrap();
+    let program = program
+        .option("--cert", &cert)
+        .option("--key", &key)
+        .flag("--unprivileged");
+    let server = start(test, &program.started_by(USER));
+    let limit = |most: u32| {
+        let limit = format!("--nproc={most}:1024");
+        let pid = format!("--pid={}", server.process().0);
+        let tool = Tool::new(test, "setpriv")
+            .args([format!("--reuid={USER}"), format!("--regid={USER}")])
+            .args(["--clear-groups", "prlimit"]);
+        tool.args([limit, pid]).run().success();
+    };
+    // The listener and its keeper are there.
+    limit(2);
+    let mut client = server.connect();
+    let line = server.wait_log("accepting clients more slowly");
+    assert!(
+        line.contains("cannot start a process for a client: Try again"),
+        "{line}"
+    );
+    limit(1024);
+    client.log_in_by_starttls(pki());
+    log_out(client);
+    server.wait_log("accepting clients again");
     no_zombies(&server);
 }
 

@@ -198,6 +198,11 @@ impl Program {
         self
     }
 
+    /// Who starts it, if not the tests' own user.
+    pub fn user(&self) -> Option<u32> {
+        self.user
+    }
+
     /// The whole command line, the program's path first.
     pub fn command_line(&self) -> Vec<OsString> {
         let mut line = vec![dir::run_path("imap-tls").into_os_string()];

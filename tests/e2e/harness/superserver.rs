@@ -156,9 +156,13 @@ impl Server {
             Superserver::Listener => super::dir::run_path("imap-tls"),
             _ => find(kind.command().0).unwrap_or_else(|| panic!("no {kind:?}")),
         };
-        let tool = match setup {
-            None => Tool::new(test, path.to_str().unwrap()),
-            Some(script) => {
+        let tool = match (setup, program.user()) {
+            (None, None) => Tool::new(test, path.to_str().unwrap()),
+            (None, Some(user)) => Tool::new(test, "setpriv")
+                .args([format!("--reuid={user}"), format!("--regid={user}")])
+                .arg("--clear-groups")
+                .arg(&path),
+            (Some(script), _) => {
                 let script = format!("set -e\n{script}\nexec \"$0\" \"$@\"");
                 let tool = Tool::new(test, "unshare").args([
                     "--mount",

@@ -103,10 +103,14 @@ pub fn kill(pid: i32, signal: i32) -> io::Result<()> {
     }
 }
 
-/// Sets another process's limit on descriptors.
-pub fn set_descriptor_limit(pid: i32, limit: &libc::rlimit64) {
+/// Sets another process's soft limit.
+pub fn set_limit(pid: i32, resource: libc::__rlimit_resource_t, soft: u64) {
+    let limit = libc::rlimit64 {
+        rlim_cur: soft,
+        rlim_max: 1024,
+    };
     // SAFETY: the kernel reads one limit and writes none back.
-    let result = unsafe { libc::prlimit64(pid, libc::RLIMIT_NOFILE, limit, std::ptr::null_mut()) };
+    let result = unsafe { libc::prlimit64(pid, resource, &limit, std::ptr::null_mut()) };
     assert_eq!(result, 0, "{}", io::Error::last_os_error());
 }
 
