@@ -93,16 +93,15 @@ const CONNECTIONS_MOST: usize = 1_000_000;
 
 /// As clap knows them. None is in a command line that a superserver starts often: where one is, clap reads it.
 #[derive(Debug, clap::Args)]
-#[command(next_help_heading = "Listener")]
 pub(super) struct ListenerArguments {
     /// Listen here; may be repeated
-    #[arg(long, env = "IMAP_TLS_LISTEN", hide_env = true, value_name = "ADDR:PORT", value_delimiter = ADDRESS_SEPARATOR)]
+    #[arg(long, env = "IMAP_TLS_LISTEN", hide_env = true, value_name = "ADDR:PORT", help_heading = "Listener", value_delimiter = ADDRESS_SEPARATOR)]
     pub(super) listen: Vec<ListenAddress>,
     /// Connections in all [default: 1000]
-    #[arg(long, env = "IMAP_TLS_MAX_CONNECTIONS", hide_env = true, default_value = "1000", hide_default_value = true, value_name = "N", value_parser = parse_count)]
+    #[arg(long, env = "IMAP_TLS_MAX_CONNECTIONS", hide_env = true, default_value = "1000", hide_default_value = true, value_name = "N", help_heading = "Listener", value_parser = parse_count)]
     pub(super) max_connections: usize,
     /// Connections from one source [default: 20]
-    #[arg(long, env = "IMAP_TLS_MAX_PER_SOURCE", hide_env = true, default_value = "20", hide_default_value = true, value_name = "N", value_parser = parse_count)]
+    #[arg(long, env = "IMAP_TLS_MAX_PER_SOURCE", hide_env = true, default_value = "20", hide_default_value = true, value_name = "N", help_heading = "Listener", value_parser = parse_count)]
     pub(super) max_per_source: usize,
     /// Bits that make a source [default: 32,64]
     #[arg(
@@ -111,7 +110,8 @@ pub(super) struct ListenerArguments {
         hide_env = true,
         default_value = "32,64",
         hide_default_value = true,
-        value_name = "V4,V6"
+        value_name = "V4,V6",
+        help_heading = "Listener"
     )]
     pub(super) source_prefix: Prefixes,
     /// imap or silent [default: imap]
@@ -123,14 +123,15 @@ pub(super) struct ListenerArguments {
         hide_possible_values = true,
         default_value = "imap",
         hide_default_value = true,
-        value_name = "HOW"
+        value_name = "HOW",
+        help_heading = "Listener"
     )]
     pub(super) refusal: Refusal,
     /// For connections, at the end [default: 30]
-    #[arg(long, env = "IMAP_TLS_DRAIN_TIMEOUT", hide_env = true, default_value = "30", hide_default_value = true, value_name = "SECONDS", value_parser = parse_seconds)]
+    #[arg(long, env = "IMAP_TLS_DRAIN_TIMEOUT", hide_env = true, default_value = "30", hide_default_value = true, value_name = "SECONDS", help_heading = "Listener", value_parser = parse_seconds)]
     pub(super) drain_timeout: Duration,
     /// Between looks at files [default: 3600]
-    #[arg(long, env = "IMAP_TLS_RENEWAL", hide_env = true, default_value = "3600", hide_default_value = true, value_name = "SECONDS", value_parser = parse_seconds)]
+    #[arg(long, env = "IMAP_TLS_RENEWAL", hide_env = true, default_value = "3600", hide_default_value = true, value_name = "SECONDS", help_heading = "Listener", value_parser = parse_seconds)]
     pub(super) renewal: Duration,
 }
 
