@@ -189,6 +189,17 @@ impl Server {
             );
             is_listening(port).then_some(())
         });
+        if kind == Superserver::Listener {
+            // It listens first, and then reads what it needs to serve.
+            eventually("the listener serves", || {
+                assert!(
+                    !server.running.has_ended(),
+                    "the listener ended: {}",
+                    server.log()
+                );
+                server.keeper()
+            });
+        }
         server
     }
 
@@ -244,12 +255,14 @@ impl Server {
 
     /// The listener's keeper, which alone waits for many.
     pub fn keeper(&self) -> Option<Process> {
+        // Any of them may be gone before it was looked at.
         let waits_for_many = |child: &Process| {
-            child.alive()
-                && child
-                    .descriptors()
-                    .values()
-                    .any(|target| target.contains("eventpoll"))
+            let entries = std::fs::read_dir(format!("/proc/{}/fd", child.0));
+            let mut targets = entries
+                .into_iter()
+                .flatten()
+                .filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
+            targets.any(|target| target.to_string_lossy().contains("eventpoll"))
         };
         let children = self.running.process().children();
         children.into_iter().find(waits_for_many)
