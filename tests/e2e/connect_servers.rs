@@ -96,8 +96,8 @@ fn ended(server: &Server) {
 }
 
 /// A Dovecot of this test's own, which wants a header on its only port.
-struct Dovecot {
-    port: u16,
+pub struct Dovecot {
+    pub port: u16,
     log: std::path::PathBuf,
     running: tool::Running,
 }
@@ -111,7 +111,7 @@ impl Drop for Dovecot {
 }
 
 impl Dovecot {
-    fn start(test: &Test) -> Self {
+    pub fn start(test: &Test) -> Self {
         let directory = test.path("dovecot");
         let mail = directory.join("mail");
         make_dir(&directory, 0o755);
@@ -158,7 +158,7 @@ impl Dovecot {
         dovecot
     }
 
-    fn target(&self) -> String {
+    pub fn target(&self) -> String {
         format!("127.0.0.1:{}", self.port)
     }
 

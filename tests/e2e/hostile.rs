@@ -100,8 +100,9 @@ const DECODE_ERROR: u8 = 50;
 const PROTOCOL_VERSION: u8 = 70;
 const MISSING_EXTENSION: u8 = 109;
 
+/// Malformed first messages, and the alert for each.
 #[rustfmt::skip] // A row is a line.
-fn refused() -> Vec<(&'static str, Vec<u8>, u8)> {
+pub fn refused() -> Vec<(&'static str, Vec<u8>, u8)> {
     let good = Hello::tls13();
     let old = Hello::tls12();
     let key = |bytes: &[u8]| good.clone().with(KEY_SHARE, long(bytes)).records();

@@ -230,7 +230,7 @@ fn start(test: &Test, backend: Backends, policy: &str) -> Server {
 }
 
 /// Copies of the account files with one account more, and its home.
-fn prepare_account(test: &Test) {
+pub fn prepare_account(test: &Test) {
     let home = test.path("home");
     make_dir(&home, 0o755);
     std::os::unix::fs::chown(&home, Some(ID), Some(ID)).unwrap();
@@ -265,7 +265,7 @@ fn account_setup(test: &Test) -> String {
         .concat()
 }
 
-fn mailutils_setup(test: &Test) -> String {
+pub fn mailutils_setup(test: &Test) -> String {
     let mbox = "From a@example.org Mon Jan  1 00:00:00 2024\nFrom: a@example.org\nTo: u@example.org\nSubject: t\n\nhello-body\n\n";
     write_file(&test.path("mbox"), mbox, 0o644);
     format!(
@@ -353,7 +353,7 @@ fn assert_same(got: &[u8], wanted: &[u8]) {
 }
 
 /// The message without the headers that imap4d (Status, X-UID) and mbsync (X-TUID) add to it.
-fn without_added_headers(message: &[u8]) -> Vec<u8> {
+pub fn without_added_headers(message: &[u8]) -> Vec<u8> {
     let lines = message.split_inclusive(|byte| *byte == b'\n');
     lines
         .filter(|line| {

@@ -71,7 +71,8 @@ impl Backend {
         }
     }
 
-    /// More arguments: `--ignore-eof` (lives on after end of file until released), `--stderr TEXT` (writes a line at start).
+    /// More arguments: `--ignore-eof` (lives on after end of file until released), `--stderr TEXT` (writes a line at start),
+    /// `--no-record` (writes nothing to the record's directory, for runs of many thousand connections).
     pub fn with(mut self, arguments: &[&str]) -> Self {
         self.arguments
             .extend(arguments.iter().map(|&argument| argument.to_owned()));
@@ -222,12 +223,15 @@ pub fn play(arguments: &[String]) -> ExitCode {
             .map(|at| arguments[at + 1].clone())
     };
     let base = record.join(std::process::id().to_string());
+    let is_recorded = !arguments.iter().any(|argument| argument == "--no-record");
     let mut player = Player {
-        received: OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(base.with_extension("in"))
-            .expect("the record directory"),
+        received: is_recorded.then(|| {
+            OpenOptions::new()
+                .create(true)
+                .append(true)
+                .open(base.with_extension("in"))
+                .expect("the record directory")
+        }),
         base,
         release: record.join("release"),
         input: File::from(sys::borrow(0).try_clone_to_owned().expect("descriptor 0")),
@@ -248,7 +252,7 @@ pub fn play(arguments: &[String]) -> ExitCode {
         Ok(status) => ExitCode::from(status),
         Err(error) => {
             // A client that is gone is nothing unusual for a server.
-            let _ = fs::write(player.base.with_extension("error"), error.to_string());
+            player.note("error", &error.to_string());
             ExitCode::from(0)
         }
     }
@@ -334,7 +338,8 @@ fn play_scenario(
 struct Player {
     base: PathBuf,
     release: PathBuf,
-    received: File,
+    /// `None`: nothing is recorded.
+    received: Option<File>,
     input: File,
     output: File,
     buffered: Vec<u8>,
@@ -343,7 +348,16 @@ struct Player {
 }
 
 impl Player {
+    fn note(&self, extension: &str, text: &str) {
+        if self.received.is_some() {
+            let _ = fs::write(self.base.with_extension(extension), text);
+        }
+    }
+
     fn record_start(&self) {
+        if self.received.is_none() {
+            return;
+        }
         let start = sys::AT_START.get().expect("taken before main");
         let write = |extension: &str, contents: &[u8]| {
             fs::write(self.base.with_extension(extension), contents).unwrap()
@@ -383,21 +397,20 @@ impl Player {
     /// Reads some bytes and records them (bulk is not kept: `keep` says); false at the end.
     fn read_some(&mut self, keep: bool) -> io::Result<bool> {
         let mut piece = vec![0; 64 << 10];
-        let end = |text: &str| fs::write(self.base.with_extension("end"), text).unwrap();
         match self.input.read(&mut piece) {
             Ok(0) => {
-                end("eof");
+                self.note("end", "eof");
                 Ok(false)
             }
             Ok(size) => {
-                if keep {
-                    self.received.write_all(&piece[..size])?;
+                if let (true, Some(received)) = (keep, &mut self.received) {
+                    received.write_all(&piece[..size])?;
                 }
                 self.buffered.extend_from_slice(&piece[..size]);
                 Ok(true)
             }
             Err(error) => {
-                end(&error.to_string());
+                self.note("end", &error.to_string());
                 Err(error)
             }
         }

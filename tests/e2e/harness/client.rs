@@ -451,6 +451,24 @@ impl Client {
         Ok(self.line())
     }
 
+    /// Exactly `size` bytes, or how the server ended before them.
+    pub fn exact_or_end(&mut self, size: usize) -> Result<Vec<u8>, End> {
+        let mut deadline = Instant::now() + self.patience;
+        while self.buffered.len() < size {
+            if let Some(end) = &self.end {
+                return Err(end.clone());
+            }
+            self.wait_to_read(deadline, "more bytes");
+            let before = self.buffered.len();
+            self.read_once();
+            if self.buffered.len() > before {
+                // The patience is for a stall, not for the whole.
+                deadline = Instant::now() + self.patience;
+            }
+        }
+        Ok(self.buffered.drain(..size).collect())
+    }
+
     /// Reads until what came so far contains `wanted`, and takes everything up to and including it.
     pub fn read_until(&mut self, wanted: &str) -> String {
         let found = self.take_until(wanted, |buffered| {

@@ -214,6 +214,34 @@ impl Test {
         child
     }
 
+    /// A child that has been waited for: its number may soon be another process's, and a session of that number another's, which
+    /// is none of this test's business. What it has left behind is still known by its environment.
+    pub fn forget(&self, child: &Child) {
+        let id = i32::try_from(child.id()).unwrap();
+        let is_left = process::all()
+            .into_iter()
+            .any(|process| process.session() == Some(id));
+        if !is_left {
+            self.0.started.lock().unwrap().remove(&id);
+        }
+    }
+
+    /// Orphans come to us, not to init, and are ours to reap. Returns those that there were, reaped now.
+    pub fn reap_orphans(&self, among: &[Process]) -> usize {
+        let me = i32::try_from(std::process::id()).unwrap();
+        let started = self.0.started.lock().unwrap().clone();
+        let is_orphan = |process: &&Process| {
+            process.state() == Some('Z')
+                && process.parent() == Some(Process(me))
+                && !started.contains(&process.0)
+        };
+        let orphans: Vec<_> = among.iter().filter(is_orphan).collect();
+        for orphan in &orphans {
+            sys::reap(orphan.0);
+        }
+        orphans.len()
+    }
+
     /// All processes that come from this test and still exist, zombies included.
     pub fn descendants(&self) -> Vec<Process> {
         let started = self.0.started.lock().unwrap().clone();

@@ -142,6 +142,40 @@ impl Process {
         line.split_whitespace().next().unwrap().parse().unwrap()
     }
 
+    /// Private memory (USS) in KiB, of a process that may have ended meanwhile.
+    pub fn private_kib_if_alive(self) -> Option<u64> {
+        let text = fs::read_to_string(self.path("smaps_rollup")).ok()?;
+        let parts = text.lines().filter(|line| line.starts_with("Private_"));
+        Some(parts.filter_map(kib).sum()).filter(|sum| *sum > 0)
+    }
+
+    /// A figure of `/proc/PID/status` in KiB, likewise.
+    pub fn status_kib_if_alive(self, name: &str) -> Option<u64> {
+        let text = fs::read_to_string(self.path("status")).ok()?;
+        text.lines()
+            .find(|line| line.starts_with(name))
+            .and_then(kib)
+    }
+
+    /// Its real uid, likewise.
+    pub fn uid_if_alive(self) -> Option<u32> {
+        let text = fs::read_to_string(self.path("status")).ok()?;
+        let line = text.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+        line.split_whitespace().next()?.parse().ok()
+    }
+
+    /// What its descriptors are, likewise (nothing where it has ended).
+    pub fn descriptors_if_alive(self) -> Vec<String> {
+        let entries = fs::read_dir(self.path("fd"))
+            .into_iter()
+            .flatten()
+            .flatten();
+        let targets = entries.filter_map(|entry| fs::read_link(entry.path()).ok());
+        targets
+            .map(|target| target.to_string_lossy().into_owned())
+            .collect()
+    }
+
     /// The largest resident set so far, in KiB.
     pub fn peak_kib(self) -> u64 {
         self.status().kib("VmHWM")
@@ -260,6 +294,11 @@ impl Status {
             .parse()
             .unwrap()
     }
+}
+
+/// The number in a line of `Name:   123 kB`.
+fn kib(line: &str) -> Option<u64> {
+    line.split_whitespace().nth(1)?.parse().ok()
 }
 
 fn split_nul(bytes: &[u8]) -> Vec<String> {

@@ -210,6 +210,11 @@ impl Server {
 
     /// A new client whose address is another one of loopback's.
     pub fn connect_from(&self, source: std::net::Ipv4Addr) -> Client {
+        Client::on(self.connect_socket_from(source))
+    }
+
+    /// The same as a bare socket.
+    pub fn connect_socket_from(&self, source: std::net::Ipv4Addr) -> TcpStream {
         use nix::sys::socket::{
             AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, socket,
         };
@@ -223,7 +228,9 @@ impl Server {
             &SockaddrIn::new(127, 0, 0, 1, self.port),
         )
         .unwrap();
-        Client::on(socket)
+        let stream = TcpStream::from(socket);
+        stream.set_nodelay(true).unwrap();
+        stream
     }
 
     /// A new connection as a bare socket.
@@ -236,6 +243,11 @@ impl Server {
     /// All that it and (unless descriptor 2 is the client's) the program and its backend wrote to descriptor 2.
     pub fn log(&self) -> String {
         self.running.log()
+    }
+
+    /// What [`Server::log`] reads.
+    pub fn log_path(&self) -> &std::path::Path {
+        &self.running.log_path
     }
 
     /// Waits until a line of the log contains this and returns the line.
@@ -264,8 +276,16 @@ impl Server {
                 .filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
             targets.any(|target| target.to_string_lossy().contains("eventpoll"))
         };
+        if !self.kind.is_listener() {
+            return None;
+        }
         let children = self.running.process().children();
         children.into_iter().find(waits_for_many)
+    }
+
+    /// Whether the program listens by itself.
+    pub fn is_listener(&self) -> bool {
+        self.kind.is_listener()
     }
 
     /// Sends it a signal.

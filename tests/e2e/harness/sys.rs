@@ -103,6 +103,38 @@ pub fn kill(pid: i32, signal: i32) -> io::Result<()> {
     }
 }
 
+/// A handle of a process, which is never another's, however numbers are used again; pidfd_open(2).
+pub fn open_process(pid: i32) -> io::Result<std::os::fd::OwnedFd> {
+    use std::os::fd::{FromRawFd, OwnedFd};
+    // SAFETY: the call takes two integers and makes a descriptor that nothing else owns.
+    unsafe {
+        match RawFd::try_from(libc::syscall(libc::SYS_pidfd_open, pid, 0)) {
+            Ok(number) if number >= 0 => Ok(OwnedFd::from_raw_fd(number)),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+}
+
+/// Sends a signal to the process of a handle; pidfd_send_signal(2).
+pub fn signal_opened(process: BorrowedFd, signal: i32) -> io::Result<()> {
+    let none = std::ptr::null::<libc::siginfo_t>();
+    // SAFETY: a null siginfo is allowed, and the rest are integers.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            process.as_raw_fd(),
+            signal,
+            none,
+            0,
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
 /// Sets another process's soft limit.
 pub fn set_limit(pid: i32, resource: libc::__rlimit_resource_t, soft: u64) {
     let limit = libc::rlimit64 {

@@ -150,7 +150,15 @@ impl Tool {
         sys::prepare(&mut self.command, Vec::new());
         let mut child = self.test.spawn_prepared(self.command);
         let status = wait_child(&mut child, self.patience);
-        let read = |path: &PathBuf| std::fs::read(path).unwrap();
+        if status.is_some() {
+            self.test.forget(&child);
+        }
+        let read = |path: &PathBuf| {
+            let bytes = std::fs::read(path).unwrap();
+            let _ = std::fs::remove_file(path);
+            bytes
+        };
+        let _ = std::fs::remove_file(&input);
         let Some(status) = status else {
             let _ = child.kill();
             let _ = child.wait();
@@ -177,7 +185,12 @@ impl Tool {
         sys::prepare(&mut self.command, Vec::new());
         let mut child = self.test.spawn_prepared(self.command);
         let client = Client::on_pair(child.stdout.take().unwrap(), child.stdin.take().unwrap());
-        (Running { child, log_path }, client)
+        let running = Running {
+            child,
+            log_path,
+            test: self.test,
+        };
+        (running, client)
     }
 
     /// Starts it in the background; both outputs go to its log.
@@ -191,6 +204,7 @@ impl Tool {
         Running {
             child: self.test.spawn_prepared(self.command),
             log_path,
+            test: self.test,
         }
     }
 }
@@ -199,6 +213,7 @@ impl Tool {
 pub struct Running {
     child: Child,
     pub log_path: PathBuf,
+    test: Test,
 }
 
 impl Running {
@@ -231,6 +246,7 @@ impl Drop for Running {
                 let _ = self.child.wait();
             }
         }
+        self.test.forget(&self.child);
         if std::thread::panicking() {
             eprintln!(
                 "--- log of {:?} ---\n{}---",
