@@ -3,7 +3,9 @@
 //! One test binary, so that it is linked once and its tests run in parallel. Started with `--play-backend` it is the scripted IMAP
 //! server of its own tests. Run it as root to run everything: `tests/run` also installs the Debian packages that tests need.
 //! Variables: E2E_PROGRAM (another built program), E2E_TOOLS (a tree of unpacked packages), E2E_BULK_MIB (size of bulk transfers),
-//! E2E_IGNORE_NOTHING (a test that cannot run fails), E2E_LISTENER (the program's own listener wherever tests want tcpserver).
+//! E2E_IGNORE_NOTHING (a test that cannot run fails), E2E_LISTENER (the program's own listener wherever tests want tcpserver),
+//! E2E_SOAK (seconds that the tests of load and of time last, `listener: hundreds` and `soak:`: choose one by its name), E2E_SEED (repeats the
+//! soak's choices), E2E_RATE, E2E_IDLE and E2E_BACKEND (the load's connections a second, idle connections, and IMAP server).
 #![allow(
     clippy::expect_used,
     clippy::indexing_slicing,
@@ -39,6 +41,7 @@ mod proxy_in;
 mod relay;
 mod scanners;
 mod setup;
+mod soak;
 mod starttls;
 mod tickets;
 mod transcripts;
@@ -74,6 +77,7 @@ fn main() -> ExitCode {
         ocsp::tests(),
         scanners::tests(),
         setup::tests(),
+        soak::tests(),
         starttls::tests(),
         limits::tests(),
         listener::tests(),
