@@ -221,7 +221,12 @@ fn processes() -> Roff {
              a socket that the network process has too, and ends. The network process is the last to go and exits with the backend's status.",
             "The sandbox: user and group of its own, no supplementary groups, no capabilities, an empty root directory, \
              no_new_privs, limits on memory, files and processes, neither dumpable nor traceable, and a system call filter \
-             that ends the process for every call that is not on a short list.",
+             that ends the process for every call that is not on a short list. Beneath these, where the kernel has them: Landlock, \
+             which denies files, TCP (ABI 4), signals to others and abstract unix sockets (ABI 6), and PR_SET_MDWE, which denies \
+             memory that is written and then executed.",
+            "What a kernel or container lacks of the last two is no fault by default: --check says it, the listener warns once, and \
+             -v has each connection say it. --require landlock, --require landlock=N (that ABI or a later one) and --require mdwe \
+             make it one: nobody is served then, and the exit status is 100.",
         ],
     );
     page

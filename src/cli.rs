@@ -25,6 +25,7 @@ use crate::imap::Policy;
 use crate::keeper::{CERTIFICATES, CertificateFiles};
 use crate::log::{Destination, Verbosity};
 use crate::proxy_header::Sender;
+use crate::sandbox::Requirement;
 use crate::tls::{ClientDemand, OldestVersion, UnknownName};
 
 /// What one run of the program is to do.
@@ -48,6 +49,8 @@ pub(crate) struct Options {
     pub(crate) policy: Policy,
     /// Who may, and must, send a PROXY header (`--accept-proxy`); empty: a header is but a bad client.
     pub(crate) proxy_from: Vec<Sender>,
+    /// What the kernel must have for confinement, beside what it must have in any case.
+    pub(crate) required: Vec<Requirement>,
     pub(crate) separation: Separation,
     pub(crate) ticket_keys: Option<PathBuf>,
     pub(crate) unknown_name: UnknownName,
@@ -246,6 +249,7 @@ impl Arguments {
                 PolicyName::Implicit => Policy::Implicit,
             },
             proxy_from,
+            required: self.require,
             separation,
             ticket_keys: self.ticket_keys,
             unknown_name: if self.strict_sni {
@@ -448,6 +452,7 @@ mod tests {
                 true,
                 "192.0.2.0/24",
             ),
+            ("--cert c --require seccomp imapd", true, "--require"),
             ("--cert c --connect h:1 imapd", true, "--connect"),
             ("--cert c --connect h:1 --backend-fd 3", true, "--connect"),
             ("--cert c --connect h", true, "--connect"),

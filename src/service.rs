@@ -14,7 +14,7 @@ use crate::error::{EXIT_TEMPORARY, Error, reason};
 use crate::keeper::SharedKeeper;
 use crate::listener::{Service, Started};
 use crate::log::Log;
-use crate::sandbox::Plan;
+use crate::sandbox::{Features, Plan};
 use crate::session::{Served, attend, conclude, is_welcome, refusal};
 use crate::setup::{Plans, PreparedBackend, set_up_tls, start_shared_keeper, tls_fault};
 use crate::sys;
@@ -50,6 +50,9 @@ impl Serving {
         log: &Log,
     ) -> Result<Self, Error> {
         let common = Common::prepare(Rc::from(options), log)?;
+        for lack in Features::of_kernel().lacking() {
+            log.warning(lack);
+        }
         Ok(Self { common, source })
     }
 }

@@ -9,11 +9,11 @@ use crate::cli::{Options, Refusal};
 use crate::error::Error;
 use crate::imap::Policy;
 use crate::keeper::KeeperClient;
-use crate::log::Log;
+use crate::log::{Log, Verbosity};
 use crate::proxy_header::Sender;
 use crate::proxy_header::incoming::{self, Fault};
 use crate::relay::{self, BackendSource, Children, Parts};
-use crate::sandbox::{self, BoundingSet, Plan, Role, Sandboxed};
+use crate::sandbox::{self, BoundingSet, Features, Plan, Role, Sandboxed};
 use crate::setup::{Plans, PreparedBackend, set_up_tls, start_keeper, tls_fault};
 use crate::tls::{Tls, examine_processor};
 use crate::trust::Trust;
@@ -103,6 +103,12 @@ pub(crate) fn session(
 ) -> Result<Outcome, Error> {
     Children::expect()?;
     let mut plans = Plans::look_up(options, log)?;
+    // The machine's affair and none of this connection's: a line for each would hide the others.
+    if options.verbosity == Verbosity::Verbose {
+        for lack in Features::of_kernel().lacking() {
+            log.debug(lack);
+        }
+    }
     let trust = options.client_auth.as_ref().map(Trust::read).transpose()?;
     // What it needs is not needed here any more once its launchers have it.
     let backend = PreparedBackend::prepare(options, &plans)?.start(

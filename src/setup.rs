@@ -14,8 +14,8 @@ use crate::keeper::{self, KeeperClient, KeeperFiles, Lookups, Offer, Opener, Sha
 use crate::log::Log;
 use crate::relay::{BackendSource, Remote};
 use crate::sandbox::{
-    self, BackendUser, BoundingSet, Confinement, ConnectorUser, FEW_DESCRIPTORS, FileGrowth,
-    Identity, Limits, Plan,
+    self, BackendUser, BoundingSet, Confinement, ConnectorUser, FEW_DESCRIPTORS, Features,
+    FileGrowth, Identity, Limits, Plan,
 };
 use crate::sys;
 use crate::tls::{Settings, TicketLimits, TlsServer};
@@ -28,11 +28,15 @@ pub(crate) struct Plans {
 }
 
 impl Plans {
-    /// Looks users up and opens the directory.
+    /// Looks at the kernel, looks users up and opens the directory.
     ///
     /// # Errors
     /// `Setup`, naming the option.
     pub(crate) fn look_up(options: &Options, log: &Log) -> Result<Self, Error> {
+        // Two system calls, which most connections need not make.
+        if !options.required.is_empty() {
+            Features::of_kernel().check(&options.required)?;
+        }
         let growth = if log.is_regular_file() {
             FileGrowth::Allowed
         } else {

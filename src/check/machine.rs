@@ -1,4 +1,4 @@
-//! The machine around us: the log, the superserver's entry, the port.
+//! The machine around us: what the kernel has, the log, the superserver's entry, the port.
 
 use std::path::Path;
 use std::{fmt, fs, io};
@@ -9,6 +9,23 @@ use crate::error::reason;
 use crate::imap::Policy;
 use crate::listener::can_be_bound;
 use crate::log::{Destination, Escaped, Log, Verbosity};
+use crate::sandbox::{Features, Requirement};
+
+/// What not every kernel and container has.
+pub(super) fn check_kernel(report: &mut Report, features: &Features, required: &[Requirement]) {
+    const SUBJECT: &str = "kernel";
+    let present = features.present();
+    if !present.is_empty() {
+        let text = format!("has {} as well", present.join(" and "));
+        report.add(Level::Ok, SUBJECT, text);
+    }
+    for lack in features.lacking() {
+        report.add(Level::Warning, SUBJECT, lack);
+    }
+    if let Err(error) = features.check(required) {
+        report.add(Level::Error, SUBJECT, error);
+    }
+}
 
 pub(super) fn check_log(report: &mut Report, destination: Destination) {
     if destination == Destination::Stderr {

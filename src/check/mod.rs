@@ -15,7 +15,8 @@ use crate::cli::{Options, Separation};
 use crate::error::{EXIT_SETUP, Error, reason};
 use crate::proxy_header::Sender;
 use crate::sandbox::{
-    self, BoundingSet, Confinement, FEW_DESCRIPTORS, FileGrowth, Identity, Limits, Plan, Role,
+    self, BoundingSet, Confinement, FEW_DESCRIPTORS, Features, FileGrowth, Identity, Limits, Plan,
+    Role,
 };
 use crate::sys;
 
@@ -147,6 +148,7 @@ pub(crate) fn check(options: &Options) -> Report {
     let mut report = Report::default();
     let separation = check_separation(&mut report, &options.separation);
     check_confinement(&mut report, separation.as_ref(), options.memory_limit);
+    machine::check_kernel(&mut report, &Features::of_kernel(), &options.required);
     keys::check_keys(&mut report, options, separation.as_ref());
     backend::check_backend(&mut report, options, separation.as_ref());
     check_balancers(&mut report, &options.proxy_from);

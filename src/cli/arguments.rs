@@ -15,6 +15,7 @@ use crate::connector::Target;
 use crate::log::Destination;
 use crate::proxy_header::Sender;
 use crate::proxy_header::outgoing::Version;
+use crate::sandbox::Requirement;
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
 pub(super) enum VersionName {
@@ -211,6 +212,16 @@ pub(super) struct Arguments {
     /// Address space per process [default: 32M]
     #[arg(long, env = "IMAP_TLS_MEMORY_LIMIT", hide_env = true, default_value = "32M", hide_default_value = true, value_name = "SIZE", value_parser = parse_size, help_heading = "Separation")]
     pub(super) memory_limit: u64,
+    /// Refuse without landlock[=ABI] or mdwe; repeatable
+    #[arg(
+        long,
+        env = "IMAP_TLS_REQUIRE",
+        hide_env = true,
+        value_name = "WHAT",
+        value_delimiter = char::from(LIST_SEPARATOR),
+        help_heading = "Separation"
+    )]
+    pub(super) require: Vec<Requirement>,
     /// Run as a plain user, with what protection is left
     #[arg(
         long,
@@ -367,6 +378,7 @@ pub(crate) const OWN_VARIABLES: &[&str] = &[
     "IMAP_TLS_QUIET",
     "IMAP_TLS_REFUSAL",
     "IMAP_TLS_RENEWAL",
+    "IMAP_TLS_REQUIRE",
     "IMAP_TLS_SEND_PROXY",
     "IMAP_TLS_SETTINGS",
     "IMAP_TLS_SOURCE_PREFIX",

@@ -22,9 +22,10 @@ use crate::connector::Target;
 use crate::log::Destination;
 use crate::proxy_header::Sender;
 use crate::proxy_header::outgoing::Version;
+use crate::sandbox::Requirement;
 
 /// Options with a value: name, variable, default.
-const VALUED: [(&str, &str, Option<&str>); 24] = [
+const VALUED: [(&str, &str, Option<&str>); 25] = [
     ("backend-fd", "IMAP_TLS_BACKEND_FD", None),
     ("backend-user", "IMAP_TLS_BACKEND_USER", None),
     ("cert", "IMAP_TLS_CERT", None),
@@ -52,6 +53,7 @@ const VALUED: [(&str, &str, Option<&str>); 24] = [
     ("min-tls", "IMAP_TLS_MIN_TLS", Some("1.2")),
     ("ocsp", "IMAP_TLS_OCSP", None),
     ("proxy-from", "IMAP_TLS_PROXY_FROM", None),
+    ("require", "IMAP_TLS_REQUIRE", None),
     ("settings", SETTINGS_VARIABLE, None),
     ("send-proxy", "IMAP_TLS_SEND_PROXY", None),
     ("ticket-keys", "IMAP_TLS_TICKET_KEYS", None),
@@ -140,6 +142,7 @@ pub(super) fn read(
         ocsp: given.value("ocsp")?,
         proxy_from: given.value("proxy-from")?,
         quiet: false,
+        require: given.value("require")?,
         settings: given.value("settings")?,
         send_proxy: given.value("send-proxy")?,
         strict_sni: false,
@@ -217,6 +220,18 @@ impl Value for Vec<PathBuf> {
         parts
             .map(|part| PathBuf::optional(Some(OsStr::from_bytes(part))))
             .collect()
+    }
+
+    fn optional(text: Option<&OsStr>) -> Option<Self> {
+        text.map_or(Some(Self::new()), Self::read)
+    }
+}
+
+/// The same for what a kernel must have.
+impl Value for Vec<Requirement> {
+    fn read(text: &OsStr) -> Option<Self> {
+        let parts = text.to_str()?.split(char::from(LIST_SEPARATOR));
+        parts.map(|part| part.parse().ok()).collect()
     }
 
     fn optional(text: Option<&OsStr>) -> Option<Self> {
@@ -399,6 +414,10 @@ mod tests {
             "unix:/a",
             "v1",
             "v2",
+            "landlock",
+            "landlock=6:mdwe",
+            "landlock=0",
+            "mdwe:",
         ];
         for (name, _, default) in VALUED {
             let option = format!("--{name}");

@@ -77,7 +77,10 @@ fn set_all(limits: &[(Resource, u64, &str)]) -> Result<(), Error> {
 }
 
 /// After the ids were changed, which makes a process dumpable again or not as the system pleases.
-fn forbid_tracing() -> Result<(), Error> {
+///
+/// # Errors
+/// `System` if the kernel refuses.
+pub(super) fn forbid_tracing() -> Result<(), Error> {
     nix::sys::prctl::set_dumpable(false)
         .map_err(|error| Error::system("cannot forbid core dumps and tracing", error.desc()))
 }

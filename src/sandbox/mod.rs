@@ -2,6 +2,7 @@
 
 mod filter;
 mod identity;
+mod kernel;
 mod limits;
 
 use std::fs::File;
@@ -12,10 +13,12 @@ use std::path::Path;
 use nix::libc;
 
 pub(crate) use identity::{BackendUser, ConnectorUser, Identity};
+pub(crate) use kernel::{Features, Requirement};
 pub(crate) use limits::{FEW_DESCRIPTORS, FileGrowth, Limits, close_all_but};
 
 use crate::error::{Error, reason};
 use crate::sys;
+use kernel::Denied;
 
 /// Which of our confined processes this is.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -108,7 +111,8 @@ pub(crate) struct Confinement {
 /// Enters the sandbox: nothing that a privileged process may do is possible after it.
 ///
 /// The order is OpenSSH's, and no other works: chroot needs root, groups need it too, uids go last of these; limits and
-/// `dumpable` come after the ids because changing ids resets the latter; the filter is last, since it forbids all before it.
+/// `dumpable` come after the ids because changing ids resets the latter; Landlock needs no_new_privs, and a descriptor before there
+/// is a limit on them; the filter is last, since it forbids all before it.
 ///
 /// # Errors
 /// `System` at the first step that fails. The process must not serve then.
@@ -123,11 +127,11 @@ pub(crate) fn enter(role: Role, plan: Plan, kept: &[BorrowedFd<'_>]) -> Result<S
     }
     sys::drop_all_capabilities()
         .map_err(|error| Error::system("cannot give up capabilities", reason(&error)))?;
+    forbid_new_privileges()?;
+    kernel::deny(Denied::All)?;
     limits::close_all_but(kept)?;
     limits::set_limits(plan.limits)?;
-    // No program that could be started may ever give privileges back; seccomp(2) asks for it too.
-    nix::sys::prctl::set_no_new_privs()
-        .map_err(|error| Error::system("cannot set no_new_privs", error.desc()))?;
+    kernel::deny_new_code()?;
     filter::apply(&program)?;
     Ok(Sandboxed(()))
 }
@@ -144,10 +148,11 @@ pub(crate) fn confine_opener(
     bounding_set.ensure_empty();
     sys::keep_file_reading_capability()
         .map_err(|error| Error::system("cannot give up capabilities", reason(&error)))?;
+    forbid_new_privileges()?;
+    kernel::deny(Denied::AllButReading)?;
     limits::close_all_but(kept)?;
-    nix::sys::prctl::set_dumpable(false)
-        .and_then(|()| nix::sys::prctl::set_no_new_privs())
-        .map_err(|error| Error::system("cannot set no_new_privs", error.desc()))?;
+    limits::forbid_tracing()?;
+    kernel::deny_new_code()?;
     filter::apply(&program)
 }
 
@@ -167,8 +172,15 @@ pub(crate) fn confine_connector(
         sys::drop_all_capabilities()
             .map_err(|error| Error::system("cannot give up capabilities", reason(&error)))?;
     }
+    forbid_new_privileges()?;
+    kernel::deny(Denied::Writing)?;
     limits::close_all_but(kept)?;
     limits::set_connector_limits()?;
+    kernel::deny_new_code()
+}
+
+/// No program that could be started may ever give privileges back. landlock_restrict_self(2) and seccomp(2) ask for it too.
+fn forbid_new_privileges() -> Result<(), Error> {
     nix::sys::prctl::set_no_new_privs()
         .map_err(|error| Error::system("cannot set no_new_privs", error.desc()))
 }

@@ -243,6 +243,45 @@ pub(crate) fn empty_capability_bounding_set() {
     }
 }
 
+/// The ABI of this kernel's Landlock (landlock_create_ruleset(2)). The crate asks the same, and does not tell before it acts.
+///
+/// # Errors
+/// `ENOSYS` or `EOPNOTSUPP` where there is none; whatever a container's filter says.
+pub(crate) fn landlock_abi() -> io::Result<u32> {
+    /// `LANDLOCK_CREATE_RULESET_VERSION` of linux/landlock.h.
+    const VERSION: libc::c_uint = 1;
+    let nothing: *const u64 = std::ptr::null();
+    const NO_SIZE: libc::size_t = 0;
+    // SAFETY: with this flag the kernel reads nothing.
+    let abi =
+        unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, nothing, NO_SIZE, VERSION) };
+    checked_long(abi)?;
+    u32::try_from(abi).map_err(|_| nix::errno::Errno::ENOSYS.into())
+}
+
+/// Whether [`deny_write_execute`] is there: the kernel has it since 6.3.
+///
+/// # Errors
+/// `EINVAL` where it is not.
+pub(crate) fn has_mdwe() -> io::Result<()> {
+    // SAFETY: prctl takes integers here.
+    checked(unsafe { libc::prctl(libc::PR_GET_MDWE, NONE, NONE, NONE, NONE) }).map(drop)
+}
+
+/// From now on memory that is writable cannot be made executable, nor mapped as both, in this process and in those that it
+/// forks (`PR_SET_MDWE`, prctl(2)).
+///
+/// # Errors
+/// `EINVAL` where the kernel lacks it.
+pub(crate) fn deny_write_execute() -> io::Result<()> {
+    let refuse = libc::c_ulong::from(libc::PR_MDWE_REFUSE_EXEC_GAIN);
+    // SAFETY: as above.
+    checked(unsafe { libc::prctl(libc::PR_SET_MDWE, refuse, NONE, NONE, NONE) }).map(drop)
+}
+
+/// An argument of prctl(2) that has to be zero.
+const NONE: libc::c_ulong = 0;
+
 /// Sets every signal to its default and unblocks them all: what a program expects to start with (signal(7)).
 pub(crate) fn reset_signals() -> io::Result<()> {
     // As the kernel counts: libc hides the first real-time signals, and a superserver may have ignored those too.
