@@ -26,6 +26,7 @@ mod activation;
 mod certificates;
 mod check;
 mod client_cert;
+mod confinement;
 mod connect;
 mod connect_servers;
 mod fleet;
@@ -65,6 +66,7 @@ fn main() -> ExitCode {
         certificates::tests(),
         check::tests(),
         client_cert::tests(),
+        confinement::tests(),
         connect::tests(),
         connect_servers::tests(),
         fleet::tests(),

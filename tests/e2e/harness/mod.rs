@@ -7,6 +7,7 @@ pub mod backend;
 pub mod client;
 pub mod dir;
 pub mod identity;
+pub mod kernel;
 pub mod pki;
 pub mod process;
 pub mod program;
@@ -21,6 +22,7 @@ pub use backend::{Backend, Played, Record};
 pub use client::{Client, End, Memory, Reply, TlsOffer};
 pub use dir::{TempDir, is_static, make_dir, write_file};
 pub use identity::{Authority, Identity};
+pub use kernel::Kernel;
 pub use pki::{Format, Key, Pki};
 pub use process::Process;
 pub use program::{
@@ -62,6 +64,8 @@ pub enum Need {
     EachStarted,
     /// x86-64, whose registers the ptrace tool knows.
     X86_64,
+    /// A kernel with everything that confinement can use, of which `Kernel` can take away.
+    NewKernel,
 }
 
 impl Need {
@@ -89,6 +93,8 @@ impl Need {
             }),
             Need::X86_64 => (!cfg!(target_arch = "x86_64"))
                 .then(|| "knows the registers of x86-64 only".to_owned()),
+            Need::NewKernel => (!kernel::is_new())
+                .then(|| "needs Landlock ABI 6 and PR_SET_MDWE (Linux 6.12)".to_owned()),
         }
     }
 }

@@ -13,6 +13,27 @@ pub enum Arg<'a> {
     Number(u64),
     /// A pointer to these bytes, which are put on the stack (and the stack restored).
     Bytes(&'a [u8]),
+    /// The same, with pointers among them: each pair is where one is, and to which of the bytes it points.
+    Linked(&'a [u8], &'a [(usize, usize)]),
+}
+
+/// How the process enters the kernel.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Gate {
+    /// x86-64's own; x32 calls come by it as well.
+    Syscall,
+    /// i386's `int 0x80`: other numbers, and arguments of 32 bits.
+    Interrupt80,
+}
+
+impl Gate {
+    /// The instruction, which is as long in both cases.
+    fn instruction(self) -> [u8; 2] {
+        match self {
+            Gate::Syscall => [0x0f, 0x05],
+            Gate::Interrupt80 => [0xcd, 0x80],
+        }
+    }
 }
 
 /// What the call did.
@@ -39,8 +60,13 @@ impl Outcome {
 
 /// Stops `process`, which must be blocked in a system call (see `Session::wait_idle`), makes it attempt system call `number`, gives the
 /// result, and lets it go on as if nothing had been.
-#[cfg(target_arch = "x86_64")]
 pub fn inject(process: Process, number: i64, arguments: &[Arg]) -> Outcome {
+    inject_by(Gate::Syscall, process, number, arguments)
+}
+
+/// [`inject`] by another gate.
+#[cfg(target_arch = "x86_64")]
+pub fn inject_by(gate: Gate, process: Process, number: i64, arguments: &[Arg]) -> Outcome {
     let pid = process.0;
     request(libc::PTRACE_ATTACH, pid, 0, 0)
         .unwrap_or_else(|error| panic!("attach to {pid}: {error}"));
@@ -62,42 +88,65 @@ pub fn inject(process: Process, number: i64, arguments: &[Arg]) -> Outcome {
         .unwrap();
     assert_eq!(
         instruction,
-        [0x0f, 0x05],
+        Gate::Syscall.instruction(),
         "{pid} is not blocked in a system call"
     );
+    // The text is a copy of the process's own from now on.
+    if gate != Gate::Syscall {
+        memory
+            .write_all_at(&gate.instruction(), saved.rip - 2)
+            .unwrap();
+    }
     work.rip = saved.rip - 2;
     work.rax = number as u64;
     // Not in a system call any more, for the kernel: nothing to restart.
     work.orig_rax = u64::MAX;
     // Below the red zone of the interrupted function.
     let mut place = (saved.rsp - 65_536) & !15;
-    let slots = [
-        &raw mut work.rdi,
-        &raw mut work.rsi,
-        &raw mut work.rdx,
-        &raw mut work.r10,
-        &raw mut work.r8,
-        &raw mut work.r9,
-    ];
+    let slots = match gate {
+        Gate::Syscall => [
+            &raw mut work.rdi,
+            &raw mut work.rsi,
+            &raw mut work.rdx,
+            &raw mut work.r10,
+            &raw mut work.r8,
+            &raw mut work.r9,
+        ],
+        Gate::Interrupt80 => [
+            &raw mut work.rbx,
+            &raw mut work.rcx,
+            &raw mut work.rdx,
+            &raw mut work.rsi,
+            &raw mut work.rdi,
+            &raw mut work.rbp,
+        ],
+    };
     let mut overwritten = Vec::new();
     for (slot, argument) in slots.iter().zip(arguments) {
-        let value = match argument {
-            Arg::Number(value) => *value,
-            Arg::Bytes(bytes) => {
-                place -= (bytes.len() as u64 + 15) & !15;
-                let mut old = vec![0; bytes.len()];
-                // Stack that was never touched cannot be read or written from outside; then a little higher will do.
-                if memory.read_exact_at(&mut old, place).is_err() {
-                    place = (saved.rsp - 1024 - bytes.len() as u64) & !15;
-                    memory.read_exact_at(&mut old, place).unwrap();
-                }
-                memory.write_all_at(bytes, place).unwrap();
-                overwritten.push((place, old));
-                place
+        let (bytes, links): (&[u8], &[_]) = match argument {
+            Arg::Number(value) => {
+                // SAFETY: the slots point into `work`, which lives on this stack and is not otherwise borrowed here.
+                unsafe { slot.write(*value) };
+                continue;
             }
+            Arg::Bytes(bytes) => (bytes, &[]),
+            Arg::Linked(bytes, links) => (bytes, links),
         };
+        place -= (bytes.len() as u64 + 15) & !15;
+        let mut old = vec![0; bytes.len()];
+        // Stack that was never touched cannot be read or written from outside; then a little higher will do.
+        if memory.read_exact_at(&mut old, place).is_err() {
+            place = (saved.rsp - 1024 - bytes.len() as u64) & !15;
+            memory.read_exact_at(&mut old, place).unwrap();
+        }
+        memory.write_all_at(bytes, place).unwrap();
+        for (from, to) in links {
+            let pointer = (place + *to as u64).to_ne_bytes();
+            memory.write_all_at(&pointer, place + *from as u64).unwrap();
+        }
+        overwritten.push((place, old));
         // SAFETY: the slots point into `work`, which lives on this stack and is not otherwise borrowed here.
-        unsafe { slot.write(value) };
+        unsafe { slot.write(place) };
     }
     set_registers(pid, &work);
     request(libc::PTRACE_SINGLESTEP, pid, 0, 0).unwrap();
@@ -106,6 +155,9 @@ pub fn inject(process: Process, number: i64, arguments: &[Arg]) -> Outcome {
         Event::Stopped => {}
     }
     let result = registers(pid).rax as i64;
+    if gate != Gate::Syscall {
+        memory.write_all_at(&instruction, saved.rip - 2).unwrap();
+    }
     for (place, old) in overwritten {
         let _ = memory.write_all_at(&old, place);
     }
@@ -117,7 +169,7 @@ pub fn inject(process: Process, number: i64, arguments: &[Arg]) -> Outcome {
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-pub fn inject(_: Process, _: i64, _: &[Arg]) -> Outcome {
+pub fn inject_by(_: Gate, _: Process, _: i64, _: &[Arg]) -> Outcome {
     unreachable!("tests that need this are ignored elsewhere (Need::X86_64)")
 }
 
