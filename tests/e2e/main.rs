@@ -23,6 +23,7 @@
 )]
 
 mod activation;
+mod attacks;
 mod certificates;
 mod check;
 mod client_cert;
@@ -63,6 +64,7 @@ fn main() -> ExitCode {
     let _run = harness::dir::begin_run();
     let tests = [
         activation::tests(),
+        attacks::tests(),
         certificates::tests(),
         check::tests(),
         client_cert::tests(),

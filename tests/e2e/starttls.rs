@@ -1,5 +1,5 @@
-//! STARTTLS: where it is accepted, where it is refused, and that nothing from before TLS is executed, answered or forwarded after
-//! it. The old holes are CVE-2011-0411, CVE-2021-38542, CVE-2022-28220 and their kin (README, "Old STARTTLS holes").
+//! STARTTLS: where it is accepted and where it is refused. That nothing from before TLS is executed, answered or forwarded after it is
+//! in `attacks`, by the names of those who had such holes (README, "Old STARTTLS holes").
 
 use crate::harness::*;
 use libtest_mimic::Trial;
@@ -54,11 +54,6 @@ pub fn tests() -> Vec<Trial> {
             silent,
         ),
         test(
-            "starttls: optional starts a fresh backend for the TLS phase",
-            &[],
-            fresh_backend,
-        ),
-        test(
             "starttls: a keeper that was killed turns STARTTLS into NO",
             &[Need::Root],
             keeper_killed,
@@ -92,12 +87,7 @@ pub fn tests() -> Vec<Trial> {
     for policy in ["required", "optional"] {
         for version in ["TLS 1.2", "TLS 1.3"] {
             tests.push(test(
-                &format!("injection: {policy}, {version}: bytes after STARTTLS in one segment are never executed"),
-                &[],
-                move |test| injection(test, policy, version),
-            ));
-            tests.push(test(
-                &format!("injection: {policy}, {version}: a ClientHello in STARTTLS's segment is taken, cut anywhere"),
+                &format!("starttls: {policy}, {version}: a ClientHello in STARTTLS's segment is taken, cut anywhere"),
                 &[],
                 move |test| hello_in_one_segment(test, policy, version),
             ));
@@ -391,30 +381,6 @@ fn silent(test: &Test) {
     assert_eq!(session.session_line()["end"], "login timeout");
 }
 
-/// ID, ENABLE and failed logins are remembered by a backend; none of that may come from before TLS (CVE-2021-37845).
-fn fresh_backend(test: &Test) {
-    let mut session = Program::new(test).tls("optional").start();
-    let client = session.client();
-    client.greeting();
-    assert!(client.command("a ID (\"from\" \"attacker\")").is_ok());
-    client.starttls(pki());
-    client.login();
-    assert!(client.command("b LOGOUT").is_ok());
-    session.close_client();
-    assert_eq!(session.wait_code(), 0);
-    let [clear, secured] = &test.record().backends()[..] else {
-        panic!("two backends")
-    };
-    assert!(clear.received_text().contains("attacker"));
-    assert!(
-        !secured.received_text().contains("attacker"),
-        "{}",
-        secured.received_text()
-    );
-    assert_eq!(secured.environment()["SSL_PROTOCOL"], "TLSv1.3");
-    assert!(!clear.environment().contains_key("SSL_PROTOCOL"));
-}
-
 fn keeper_killed(test: &Test) {
     let mut session = Program::new(test).start();
     session.client().greeting();
@@ -572,58 +538,17 @@ fn environment(test: &Test) {
     }
 }
 
-/// What an attacker puts behind STARTTLS, in the same segment.
-const INJECTED: &[&str] = &[
-    "b NOOP\r\n",
-    "b LOGIN u sekret\r\n",
-    "b CAPABILITY\r\nc LOGOUT\r\n",
-    "b ID (\"x\" \"injected\")\r\n",
-    "b AUTHENTICATE PLAIN\r\nAHUAc2VrcmV0\r\n",
-    "b STARTTLS\r\n",
-    "\r\n",
-    "b LOGIN {1}\r\n",
-];
-
-/// Alone, the injected bytes end the connection: they are no ClientHello. Sent before a good ClientHello they do too. In no case is
-/// one of them answered, executed or forwarded.
-fn injection(test: &Test, policy: &str, version: &str) {
-    for injected in INJECTED {
-        for with_hello in [false, true] {
-            let mut session = Program::new(test).tls(policy).start();
-            let client = session.client();
-            client.greeting();
-            let mut bytes = format!("a STARTTLS\r\n{injected}").into_bytes();
-            if with_hello {
-                bytes.extend(Client::client_hello(&offer(version)));
-            }
-            client.send_raw(bytes);
-            assert!(client.line().starts_with("a OK "));
-            client.shutdown();
-            let (rest, _) = client.read_to_end();
-            const ALERT: u8 = 21;
-            assert!(
-                rest.is_empty() || rest[0] == ALERT,
-                "{injected:?}: {:?}",
-                String::from_utf8_lossy(&rest)
-            );
-            session.close_client();
-            assert_eq!(session.wait_code(), 0, "{}", session.log());
-        }
-    }
-    for backend in test.record().backends() {
-        let received = backend.received_text();
-        assert!(received.is_empty(), "the backend got {received:?}");
-        assert!(!backend.environment().contains_key("SSL_PROTOCOL"));
-    }
-}
-
 /// RFC 9051's friendlier choice (REQUIREMENTS 4a): the rest of the segment is the beginning of the handshake.
 fn hello_in_one_segment(test: &Test, policy: &str, version: &str) {
-    for count in [0, 1, 2, 5, 6, 50, 100, usize::MAX] {
+    let offer = TlsOffer {
+        groups: vec![rustls::crypto::aws_lc_rs::kx_group::X25519],
+        ..offer(version)
+    };
+    for count in 0..=Client::client_hello(&offer).len() {
         let mut session = Program::new(test).tls(policy).start();
         let client = session.client();
         client.greeting();
-        client.starttls_in_one_segment("a STARTTLS\r\n", &offer(version), count);
+        client.starttls_in_one_segment("a STARTTLS\r\n", &offer, count);
         secured(client);
         session.close_client();
         session.wait();

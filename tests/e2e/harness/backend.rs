@@ -312,11 +312,14 @@ fn play_scenario(
         }
         // `bytes N`: N bytes of Pattern::new(2), then exits.
         "bytes" => player.send_pattern(number(0) as u64).map(|()| 0),
-        // `transcript FILE`: lines `S: text` are sent, lines `C: text` must come; status 3 if something else comes.
+        // `transcript FILE`: lines `S: text` are sent, `s: text` without line end, lines `C: text` must come; status 3 if something
+        // else comes.
         "transcript" => {
             for line in fs::read_to_string(&arguments[0])?.lines() {
                 if let Some(text) = line.strip_prefix("S: ") {
                     player.send(format!("{}\r\n", unescape(text)))?;
+                } else if let Some(text) = line.strip_prefix("s: ") {
+                    player.send(unescape(text))?;
                 } else if let Some(text) = line.strip_prefix("C: ") {
                     let wanted = format!("{}\r\n", unescape(text));
                     if player.line()?.as_deref() != Some(wanted.as_bytes()) {

@@ -266,6 +266,37 @@ impl Client {
         self.finish_handshake().unwrap();
     }
 
+    /// [`Client::handshake`] on a path that changes what the client sends: `change` is given each flight, and its number from 0.
+    /// The server may end meanwhile.
+    pub fn handshake_through(
+        &mut self,
+        offer: &TlsOffer,
+        mut change: impl FnMut(usize, Vec<u8>) -> Vec<u8>,
+    ) -> Result<(), String> {
+        assert!(self.tls.is_none() && self.buffered.is_empty());
+        self.tls = Some(Box::new(offer.connection()));
+        let deadline = Instant::now() + self.patience;
+        let mut number = 0;
+        loop {
+            let mut flight = Vec::new();
+            while self.tls().wants_write() {
+                self.tls().write_tls(&mut flight).unwrap();
+            }
+            if !flight.is_empty() {
+                self.try_send_raw(&change(number, flight));
+                number += 1;
+            } else if self.tls().is_handshaking() {
+                self.wait_to_read(deadline, "TLS handshake");
+                self.read_once();
+            } else {
+                return Ok(());
+            }
+            if let Some(end) = &self.end {
+                return Err(format!("{end:?}"));
+            }
+        }
+    }
+
     /// See [`Client::handshake_until_server_is_heard`].
     pub fn finish_handshake(&mut self) -> Result<(), String> {
         let deadline = Instant::now() + self.patience;
