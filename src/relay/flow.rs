@@ -274,14 +274,18 @@ impl<'a> Relay<'a> {
         else {
             return;
         };
-        self.backend_unread = preauth.take_backend_unread();
+        let late = preauth.take_backend_unread();
         let unread = preauth.into_unread();
         self.is_tls = true;
         self.deadlines.handshake = Some(Instant::now() + self.parts.handshake_timeout);
         self.to_backend.clear();
         match (&mut self.parts.backend, self.backend.take()) {
-            (BackendSource::Descriptor(kept), Some(backend)) => *kept = backend,
-            // Its socket is closed: it sees end of file, and is reaped when it ends.
+            (BackendSource::Descriptor(kept), Some(backend)) => {
+                *kept = backend;
+                self.backend_unread = late;
+            }
+            // Its socket is closed: it sees end of file, and is reaped when it ends. What it still said goes with it: inside TLS
+            // it would be taken for the greeting of the backend there, whose own would then reach the client.
             (BackendSource::Connectors { .. } | BackendSource::Launchers { .. }, cleartext) => {
                 drop(cleartext);
             }
