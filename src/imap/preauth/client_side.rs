@@ -188,7 +188,14 @@ impl Preauth {
                 return None;
             }
         }
-        send_to_backend(with_synchronizing_marker(&line.content), actions);
+        send_to_backend(
+            match literal {
+                Some(_) => with_synchronizing_marker(&line.content),
+                // What only ends like one is text: of a password, for one.
+                None => line.content.clone(),
+            },
+            actions,
+        );
         send_to_backend(b"\r\n".to_vec(), actions);
         Some(literal.map_or(Step::Answer, Step::Invitation))
     }

@@ -482,10 +482,15 @@ impl ModelBackend {
             None => Self::tag_of_command(line),
         };
         // A "+" that answers a line with a literal invites that literal, as in every server there is.
-        let literal = !std::mem::take(&mut self.data) && line.ends_with('}');
-        if literal && self.numbers.below(3) > 0 {
-            let size = line.rsplit('{').next().unwrap().trim_end_matches('}');
-            self.literal = size.parse().unwrap();
+        let announced = line.strip_suffix('}').and_then(|line| {
+            let (_, size) = line.rsplit_once('{')?;
+            size.parse().ok()
+        });
+        let is_data = std::mem::take(&mut self.data);
+        let announced: Option<usize> = announced.filter(|_| !is_data);
+        let literal = announced.is_some();
+        if let Some(size) = announced.filter(|_| self.numbers.below(3) > 0) {
+            self.literal = size;
             self.tag = Some(tag);
             return "+ go\r\n".to_owned();
         }
@@ -586,4 +591,21 @@ fn converse(session: &mut Session, backend: &mut ModelBackend) -> usize {
         let replies = backend.read(&received);
         session.backend(&replies);
     }
+}
+
+/// `}` and `+` are good characters of an atom (RFC 3501 section 9), and so of a password; that alone is no literal.
+#[test]
+fn what_only_ends_like_a_literal_is_passed_on_as_it_is() {
+    for command in ["a LOGIN u pass+}\r\n", "a LOGIN u x-}\r\n", "a XYZ +}\r\n"] {
+        let events = greeted(OPTIONAL, Cut::Whole).client(command).events();
+        assert_eq!(to_backend(&events), command);
+    }
+    let mut session = greeted(IMPLICIT, Cut::Whole);
+    let events = session
+        .client("a LOGIN {1}\r\n")
+        .backend("+ go\r\n")
+        .events();
+    assert_eq!(to_client(&events), "+ go\r\n");
+    let events = session.client("u pass+}\r\n").events();
+    assert_eq!(to_backend(&events), "u pass+}\r\n");
 }
