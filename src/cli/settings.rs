@@ -14,7 +14,7 @@ use crate::sys;
 
 /// Where the option's value may come from, too.
 pub(super) const SETTINGS_VARIABLE: &str = "IMAP_TLS_SETTINGS";
-const OPTION: &str = "--settings";
+const OPTION: &str = "settings";
 const OWN_PREFIX: &str = "IMAP_TLS_";
 /// The longest file, in octets.
 const LIMIT: u64 = 64 * 1024;
@@ -32,10 +32,11 @@ pub(super) fn apply(arguments: &[OsString], applied: &mut Vec<String>) -> Result
         return Ok(());
     };
     let path = Path::new(&path);
-    let bytes = read(path, &Place::new("settings", path, OPTION), LIMIT, any_mode)?;
+    let place = Place::new("settings", path, "--settings");
+    let bytes = read(path, &place, LIMIT, any_mode)?;
     let settings = parse(&bytes).map_err(|(line, why)| {
         Error::Usage(format!(
-            "line {line} of settings '{}' ({OPTION}): {why}",
+            "line {line} of settings '{}' (--settings): {why}",
             path.display()
         ))
     })?;
@@ -48,18 +49,38 @@ pub(super) fn apply(arguments: &[OsString], applied: &mut Vec<String>) -> Result
     Ok(())
 }
 
-/// The option's value, before anything else is read: it decides what there is to read.
-fn find(arguments: &[OsString]) -> Option<OsString> {
-    let mut words = arguments
-        .iter()
-        .skip(1)
-        .take_while(|word| *word != "--")
-        .map(|word| word.as_bytes());
+/// Options that no word follows as their value; a test compares with clap's.
+const WITHOUT_VALUE: [&[u8]; 9] = [
+    b"accept-proxy",
+    b"backend-user-from-cert",
+    b"check",
+    b"help",
+    b"quiet",
+    b"strict-sni",
+    b"unprivileged",
+    b"verbose",
+    b"version",
+];
+
+/// The option's value, before anything else is read: it decides what there is to read. What follows BACKEND is for the backend,
+/// whatever it looks like.
+pub(super) fn find(arguments: &[OsString]) -> Option<OsString> {
+    let mut words = arguments.iter().skip(1).map(|word| word.as_bytes());
     while let Some(word) = words.next() {
-        match word.strip_prefix(OPTION.as_bytes()) {
-            Some(b"") => return words.next().map(|path| OsString::from_vec(path.to_vec())),
-            Some([b'=', path @ ..]) => return Some(OsString::from_vec(path.to_vec())),
-            _ => {}
+        match word {
+            [b'-', b'-', option @ ..] if !option.is_empty() => {
+                let mut parts = option.splitn(2, |byte| *byte == b'=');
+                let name = parts.next().unwrap_or_default();
+                let mut value = parts.next();
+                if value.is_none() && !WITHOUT_VALUE.contains(&name) {
+                    value = words.next();
+                }
+                if name == OPTION.as_bytes() {
+                    return value.map(|path| OsString::from_vec(path.to_vec()));
+                }
+            }
+            [b'-', letter, ..] if *letter != b'-' => {}
+            _ => break,
         }
     }
     std::env::var_os(SETTINGS_VARIABLE).filter(|path| !path.is_empty())
@@ -69,7 +90,7 @@ type Setting<'a> = (String, &'a [u8]);
 
 /// `NAME=VALUE`, `NAME="VALUE"` or `NAME='VALUE'`; nothing is expanded. Blank lines and those with `#` or `;` in front do not count.
 /// The last value of a name is the one that holds.
-fn parse(bytes: &[u8]) -> Result<Vec<Setting<'_>>, (usize, String)> {
+pub(super) fn parse(bytes: &[u8]) -> Result<Vec<Setting<'_>>, (usize, String)> {
     let mut settings: Vec<Setting<'_>> = Vec::new();
     for (number, line) in (1..).zip(bytes.split(|byte| *byte == b'\n')) {
         let line = line.trim_ascii();
@@ -149,5 +170,41 @@ mod tests {
         assert_eq!(find(&["--settings", "f", "imapd"]), Some("f".into()));
         assert_eq!(find(&["-v", "--settings=f"]), Some("f".into()));
         assert_eq!(find(&["--", "imapd", "--settings", "f"]), None);
+        assert_eq!(find(&["--cert", "c", "--settings", "f"]), Some("f".into()));
+        assert_eq!(find(&["--accept-proxy", "--settings=f"]), Some("f".into()));
+    }
+
+    #[test]
+    fn what_is_an_argument_of_the_backend_is_no_option() {
+        let find = |words: &[&str]| {
+            let words: Vec<OsString> = ["imap-tls"].iter().chain(words).map(Into::into).collect();
+            super::find(&words)
+        };
+        for words in [
+            ["--cert", "c", "imapd", "--settings", "f"].as_slice(),
+            &["imapd", "--settings=f"],
+            &["-v", "-", "--settings=f"],
+            &["--check", "imapd", "--settings=f"],
+            &["--check=json", "imapd", "--settings=f"],
+        ] {
+            assert_eq!(find(words), None, "{words:?}");
+        }
+    }
+
+    #[test]
+    fn options_without_a_value_are_claps_own() {
+        let command = super::super::command_line();
+        let mut known: Vec<_> = command
+            .get_arguments()
+            .filter(|argument| {
+                !argument.get_action().takes_values() || argument.is_require_equals_set()
+            })
+            .filter_map(|argument| argument.get_long())
+            .map(str::as_bytes)
+            .collect();
+        known.push(b"version");
+        known.sort_unstable();
+        known.dedup();
+        assert_eq!(known, WITHOUT_VALUE);
     }
 }
