@@ -184,15 +184,31 @@ impl Launcher {
     /// Tells the launcher to become the backend, what is known about TLS, and whose the connection is if a header said so.
     /// Should the launcher be gone, the backend's end of file tells.
     pub(crate) fn go(self, facts: Option<&Facts>, addresses: Option<&Addresses>) -> Backend {
-        let (what, facts) = match facts {
-            Some(facts) => (GO_TLS, facts.encode()),
-            None => (GO_CLEARTEXT, [0; FACTS_LENGTH]),
-        };
-        let record = [&[what], Addresses::encode(addresses).as_slice(), &facts].concat();
+        let record = encode(facts, addresses);
         let _ = send(self.control.as_raw_fd(), &record, MsgFlags::MSG_NOSIGNAL);
         Backend {
             channel: self.channel,
             process: Some(self.process),
+        }
+    }
+}
+
+fn encode(facts: Option<&Facts>, addresses: Option<&Addresses>) -> Vec<u8> {
+    let (what, facts) = match facts {
+        Some(facts) => (GO_TLS, facts.encode()),
+        None => (GO_CLEARTEXT, [0; FACTS_LENGTH]),
+    };
+    [&[what], Addresses::encode(addresses).as_slice(), &facts].concat()
+}
+
+#[cfg(any(test, fuzzing))]
+impl Launcher {
+    /// For tests within one process: whoever has the other ends plays the launcher and the backend.
+    pub(crate) fn pretended(channel: Channel, control: OwnedFd, process: Pid) -> Self {
+        Self {
+            channel,
+            control,
+            process,
         }
     }
 }
@@ -347,6 +363,49 @@ impl Backend {
     /// Hands the backend over, leaving nobody.
     pub(crate) fn take(&mut self) -> Self {
         std::mem::replace(self, Self::gone())
+    }
+}
+
+/// For fuzz targets.
+#[cfg(fuzzing)]
+#[allow(missing_docs)]
+pub mod door {
+    use super::*;
+
+    pub const RECORD_LENGTH: usize = super::RECORD_LENGTH;
+
+    /// What a launcher makes of a record.
+    #[derive(Debug, Eq, PartialEq)]
+    pub struct Read {
+        pub addresses: Option<Addresses>,
+        /// What is added to the backend's environment.
+        pub environment: Vec<CString>,
+        /// The user that the client's certificate names.
+        pub user: Option<String>,
+        /// The record as the network process would make it.
+        pub encoded: Vec<u8>,
+    }
+
+    /// `behind`: whether the addresses come from a PROXY header.
+    pub fn read(record: &[u8], behind: bool) -> Option<Read> {
+        let origin = if behind {
+            Origin::Header
+        } else {
+            Origin::Socket
+        };
+        let told = Told::decode(record, origin)?;
+        let mut environment = Vec::new();
+        if let Some(addresses) = &told.addresses {
+            set_addresses(&mut environment, addresses);
+        }
+        environment.extend(told.facts.iter().flat_map(tls_environment));
+        let user = told.facts.as_ref().and_then(Facts::client);
+        Some(Read {
+            user: user.and_then(ClientIdentity::user).map(str::to_owned),
+            encoded: encode(told.facts.as_ref(), told.addresses.as_ref()),
+            addresses: told.addresses,
+            environment,
+        })
     }
 }
 

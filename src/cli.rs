@@ -341,6 +341,88 @@ fn choose_senders(is_accepted: bool, senders: Vec<Sender>) -> Result<Vec<Sender>
     }
 }
 
+/// For fuzz targets.
+#[cfg(fuzzing)]
+#[allow(missing_docs)]
+pub mod door {
+    use std::ffi::OsStr;
+
+    use super::*;
+
+    /// One command line, read in both ways.
+    #[derive(Debug)]
+    pub struct Both {
+        pub plain: Option<String>,
+        pub clap: Option<String>,
+        /// The file of settings, as it is looked for before anything is read, and as clap sees it.
+        pub settings: (Option<OsString>, Option<OsString>),
+    }
+
+    /// `variables` are put into the environment meanwhile.
+    pub fn read(arguments: &[OsString], variables: &[(&'static str, OsString)]) -> Both {
+        for (name, value) in variables {
+            crate::sys::set_variable(name, value);
+        }
+        let plain = plain::read(arguments, |name| std::env::var_os(name));
+        let clap = Arguments::try_parse_from(arguments).ok();
+        let both = Both {
+            plain: plain.as_ref().map(|read| format!("{read:?}")),
+            clap: clap.as_ref().map(|read| format!("{read:?}")),
+            settings: (
+                settings::find(arguments),
+                clap.as_ref()
+                    .and_then(|read| read.settings.clone())
+                    .map(Into::into),
+            ),
+        };
+        // What is wrong is said, and not panicked over; in one line.
+        for is_root in [true, false] {
+            if let Err(error) = parse(arguments, is_root) {
+                assert!(!error.to_string().contains('\n'));
+            }
+        }
+        for (name, _) in variables {
+            crate::sys::unset_variable(name);
+        }
+        both
+    }
+
+    pub fn own_variables() -> &'static [&'static str] {
+        OWN_VARIABLES
+    }
+
+    /// What is in a file of settings, or the line that is none.
+    pub fn settings(bytes: &[u8]) -> Result<Vec<(String, Vec<u8>)>, usize> {
+        let settings = settings::parse(bytes).map_err(|(line, _)| line)?;
+        let owned = settings
+            .into_iter()
+            .map(|(name, value)| (name, value.to_vec()));
+        Ok(owned.collect())
+    }
+
+    pub fn size(text: &str) -> Option<u64> {
+        arguments::parse_size(text).ok()
+    }
+
+    /// An address of the listener that was read, as it is shown.
+    pub fn listen_address(text: &str) -> Option<String> {
+        text.parse::<ListenAddress>()
+            .ok()
+            .map(|read| read.to_string())
+    }
+
+    /// Whether a sender of PROXY headers includes this address.
+    pub fn sender(text: &str, address: std::net::IpAddr) -> Option<bool> {
+        let sender: Sender = text.parse().ok()?;
+        Some(sender.includes(Some(address)))
+    }
+
+    /// As [`OsStr`].
+    pub fn os(bytes: &[u8]) -> &OsStr {
+        std::os::unix::ffi::OsStrExt::from_bytes(bytes)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::arguments::parse_size;

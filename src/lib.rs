@@ -27,6 +27,8 @@ mod clock;
 mod connector;
 mod error;
 mod files;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 pub mod host_name;
 pub mod imap;
 pub mod keeper;

@@ -211,6 +211,19 @@ impl FloorCharBoundary for String {
     }
 }
 
+#[cfg(any(test, fuzzing))]
+impl Log {
+    /// For tests within one process: every line there can be goes to this socket, in the system log's form.
+    pub(crate) fn to_socket(socket: OwnedFd) -> Self {
+        Self {
+            process: std::process::id(),
+            sink: Sink::Syslog(Rc::new(socket)),
+            subject: RefCell::new("test".to_owned()),
+            verbosity: Verbosity::Verbose,
+        }
+    }
+}
+
 /// Whether fd 2 goes to the journal, which reads `<N>` at the start of a line (sd-daemon(3), `JOURNAL_STREAM` in systemd.exec(5)).
 fn is_journal(stderr: BorrowedFd<'_>) -> bool {
     let Ok(stream) = std::env::var("JOURNAL_STREAM") else {

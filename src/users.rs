@@ -218,6 +218,52 @@ fn parse_memberships<'a>(output: &'a [u8], name: &str) -> impl Iterator<Item = G
         .map(Gid::from_raw)
 }
 
+/// For fuzz targets: the files' readers, which only the static build uses.
+#[cfg(fuzzing)]
+#[allow(missing_docs)]
+pub mod door {
+    use super::*;
+
+    /// Name, numbers, directory and shell of the user of this name, or of this number.
+    pub fn user(
+        lines: &[u8],
+        key: &str,
+        by_number: bool,
+    ) -> Option<(String, u32, u32, Vec<u8>, Vec<u8>)> {
+        let field = if by_number { NUMBER } else { 0 };
+        let user = find_user(lines, field, key)?;
+        let bytes = |path: &std::path::Path| path.as_os_str().as_bytes().to_vec();
+        Some((
+            user.name,
+            user.uid.as_raw(),
+            user.gid.as_raw(),
+            bytes(&user.dir),
+            bytes(&user.shell),
+        ))
+    }
+
+    /// The numbers of the groups that have this name, or this member.
+    pub fn groups(lines: &[u8], name: &str, is_member: bool) -> Vec<u32> {
+        let groups = lines.split(is_newline).filter_map(parse_group);
+        let found = groups.filter(|group| {
+            if is_member {
+                group.has_member(name)
+            } else {
+                group.name == name.as_bytes()
+            }
+        });
+        found.map(|group| group.number.as_raw()).collect()
+    }
+
+    pub fn memberships(output: &[u8], name: &str) -> Vec<u32> {
+        parse_memberships(output, name).map(Gid::as_raw).collect()
+    }
+
+    pub fn is_name(name: &str) -> bool {
+        may_be_name(name)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

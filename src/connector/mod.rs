@@ -149,6 +149,14 @@ impl Connector {
     }
 }
 
+#[cfg(any(test, fuzzing))]
+impl Connector {
+    /// For tests within one process: whoever has the other ends plays the connector and the backend.
+    pub(crate) fn pretended(control: OwnedFd, channels: Vec<Channel>) -> Self {
+        Self { control, channels }
+    }
+}
+
 impl Connecting {
     /// Where the answer will come.
     pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
@@ -215,4 +223,27 @@ fn prepare_tcp(socket: &OwnedFd) {
     // Both hold from before the connection on; without either it works, if less well.
     let _ = setsockopt(socket, sockopt::TcpNoDelay, &true);
     let _ = setsockopt(socket, sockopt::KeepAlive, &true);
+}
+
+/// For fuzz targets.
+#[cfg(fuzzing)]
+#[allow(missing_docs)]
+pub mod door {
+    use super::*;
+
+    /// An order that was read, written again.
+    pub fn order(bytes: &[u8]) -> Option<Vec<u8>> {
+        Order::decode(bytes).map(|order| order.encode().to_vec())
+    }
+
+    /// An answer that was read, written again, and whether it says that there is a connection.
+    pub fn answer(bytes: &[u8]) -> Option<(Vec<u8>, bool)> {
+        let outcome = Outcome::decode(bytes)?;
+        Some((outcome.encode(), matches!(outcome, Outcome::Done { .. })))
+    }
+
+    /// A place to connect to that was read, as it is shown.
+    pub fn target(text: &std::ffi::OsStr) -> Option<String> {
+        Target::parse(text).ok().map(|target| target.to_string())
+    }
 }

@@ -138,3 +138,38 @@ impl fmt::Display for CloseReason {
         })
     }
 }
+
+/// For fuzz targets.
+#[cfg(fuzzing)]
+#[allow(missing_docs)]
+pub mod door {
+    use super::framer::{Literal, Synchronization};
+
+    /// The literal that a line announces: its size, and whether it is to be invited.
+    pub fn literal(line: &[u8]) -> Option<(u64, bool)> {
+        let literal = Literal::announced_by(line)?;
+        Some((
+            literal.size,
+            literal.synchronization == Synchronization::Synchronizing,
+        ))
+    }
+
+    /// Tag and name of a command.
+    pub fn command(line: &[u8]) -> Option<(Vec<u8>, String)> {
+        let command = super::command::parse(line).ok()?;
+        Some((
+            command.tag.as_bytes().to_vec(),
+            format!("{:?}", command.name).to_ascii_uppercase(),
+        ))
+    }
+
+    /// What a line of a backend's is, and the literal that it announces.
+    pub fn response(line: &[u8]) -> (String, Option<u64>) {
+        let response = super::response::parse(line);
+        let literal = match &response {
+            super::response::Response::Data { literal } => *literal,
+            _ => None,
+        };
+        (format!("{response:?}"), literal)
+    }
+}

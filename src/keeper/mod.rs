@@ -116,7 +116,8 @@ impl KeeperClient {
         Ok(Self::with(ours))
     }
 
-    fn with(socket: OwnedFd) -> Self {
+    /// The side of a keeper that is at the other end of this socket.
+    pub(crate) fn with(socket: OwnedFd) -> Self {
         Self {
             line: Line(Arc::new(Mutex::new(Some(socket)))),
         }
@@ -295,4 +296,51 @@ fn receive_whole(socket: BorrowedFd<'_>) -> io::Result<Vec<u8>> {
     let count = receive(&mut buffer, MsgFlags::empty())?;
     buffer.truncate(count);
     Ok(buffer)
+}
+
+/// For fuzz targets.
+#[cfg(fuzzing)]
+#[allow(missing_docs)]
+pub mod door {
+    use super::store::{Unparsed, parse};
+    use crate::files::Place;
+    use crate::sandbox::Sandboxed;
+
+    /// What a chain and its key have to offer.
+    #[derive(Debug)]
+    pub struct Offered {
+        pub chain: Vec<Vec<u8>>,
+        pub names: Vec<String>,
+        pub schemes: Vec<rustls::SignatureScheme>,
+        /// Whether the key signs in each of them.
+        pub signs: bool,
+    }
+
+    /// From two files, or with no key's from one.
+    pub fn certificate(certificate: &[u8], key: Option<&[u8]>) -> Result<Offered, String> {
+        let place = |what, path: &str| Place {
+            what,
+            path: path.to_owned(),
+            option: "--cert",
+        };
+        let unparsed = match key {
+            Some(key) => Unparsed {
+                certificate: (place("certificate", "c"), certificate.to_vec()),
+                key: (place("private key", "k"), key.to_vec()),
+                mode: Ok(()),
+            },
+            None => Unparsed::of_one_file("c".to_owned(), "--cert", certificate.to_vec(), Ok(())),
+        };
+        let held = parse(&unparsed, &Sandboxed::pretended()).map_err(|error| error.to_string())?;
+        let signs = |scheme: &rustls::SignatureScheme| {
+            let signer = held.key.choose_scheme(&[*scheme]);
+            signer.is_some_and(|signer| signer.sign(b"message").is_ok())
+        };
+        Ok(Offered {
+            signs: held.holding.schemes.iter().all(signs),
+            chain: held.holding.chain,
+            names: held.holding.names,
+            schemes: held.holding.schemes,
+        })
+    }
 }

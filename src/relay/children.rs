@@ -105,6 +105,18 @@ impl Children {
     }
 }
 
+#[cfg(any(test, fuzzing))]
+impl Children {
+    /// For tests within one process: no signal is ever read.
+    pub(super) fn pretended() -> nix::Result<Self> {
+        SignalFd::with_flags(
+            &SigSet::empty(),
+            SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC,
+        )
+        .map(|signals| Self { signals })
+    }
+}
+
 impl BackendEnd {
     /// The exit status to hand on: the backend's, or what a shell makes of a signal.
     pub(super) fn exit_status(self) -> u8 {

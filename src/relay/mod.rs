@@ -7,10 +7,14 @@ mod buffer;
 mod children;
 mod connecting;
 mod deadlines;
+#[cfg(any(test, fuzzing))]
+pub mod driven;
 mod ending;
 mod flow;
 mod polling;
 mod report;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -153,18 +157,23 @@ pub(crate) fn relay(parts: Parts<'_>, _: &Sandboxed) -> Report {
 
 impl Relay<'_> {
     fn run(&mut self) {
+        while self.advance() {
+            if self.wait().is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Goes as far as that is possible without waiting; returns whether there is anything to wait for.
+    fn advance(&mut self) -> bool {
         loop {
             self.flush_to_client();
             self.flush_to_backend();
             match self.situation().next() {
                 Step::EndBackendInput => self.end_backend_input(),
                 Step::EndClientOutput => self.end_client_output(),
-                Step::Leave => return,
-                Step::Relay => {
-                    if self.wait().is_err() {
-                        return;
-                    }
-                }
+                Step::Leave => return false,
+                Step::Relay => return true,
             }
         }
     }
@@ -207,6 +216,11 @@ impl Relay<'_> {
                 return Err(error.into());
             }
         };
+        self.attend_to(&sources);
+        Ok(())
+    }
+
+    fn attend_to(&mut self, sources: &[Source]) {
         if sources.is_empty() {
             self.check_deadlines();
         }
@@ -222,7 +236,6 @@ impl Relay<'_> {
             }
         }
         self.check_deadlines();
-        Ok(())
     }
 
     fn flush_to_client(&mut self) {

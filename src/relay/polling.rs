@@ -44,7 +44,7 @@ impl Relay<'_> {
         Ok(sources)
     }
 
-    fn poll_for(&self, timeout: Option<Duration>) -> nix::Result<Vec<Source>> {
+    pub(super) fn poll_for(&self, timeout: Option<Duration>) -> nix::Result<Vec<Source>> {
         let keeper = if self.is_tls {
             None
         } else {

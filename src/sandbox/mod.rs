@@ -37,7 +37,7 @@ pub(crate) enum Role {
 #[derive(Debug)]
 pub(crate) struct Sandboxed(());
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 impl Sandboxed {
     /// For tests of what happens in the sandbox: they cannot give up the privileges of their whole process.
     pub(crate) fn pretended() -> Self {

@@ -1,0 +1,105 @@
+//! What fuzzing has found, and the endings that take no time, with a relay that is driven step by step.
+
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+
+use super::driven::{Driven, Peers, Setup, Source, Stage, drive};
+use crate::imap::Policy;
+
+fn setup(policy: Policy, source: Source) -> Setup {
+    Setup {
+        buffer: None,
+        policy,
+        source,
+    }
+}
+
+/// All that has come, and whether that was the end.
+fn read(stream: &mut UnixStream) -> (String, bool) {
+    let mut bytes = Vec::new();
+    let end = match stream.read_to_end(&mut bytes) {
+        Ok(_) => true,
+        Err(error) => {
+            assert_eq!(error.kind(), ErrorKind::WouldBlock);
+            false
+        }
+    };
+    (String::from_utf8(bytes).unwrap(), end)
+}
+
+fn say(driven: &mut Driven<'_>, stream: &mut UnixStream, text: &str) -> bool {
+    stream.write_all(text.as_bytes()).unwrap();
+    driven.settle()
+}
+
+#[test]
+fn a_session_in_clear_is_passed_on_to_its_end() {
+    let setup = setup(Policy::Optional, Source::Launchers);
+    drive(&setup, |driven, mut peers: Peers| {
+        let (client, backend) = (&mut peers.client, &mut peers.cleartext.backend);
+        say(driven, backend, "* OK hello\r\n");
+        say(driven, client, "a LOGIN u p\r\n");
+        say(driven, backend, "a OK in\r\n");
+        assert_eq!(driven.stage(), Stage::Opaque);
+        assert_eq!(read(client).0, "* OK hello\r\na OK in\r\n");
+        say(driven, client, "b NOOP\r\n");
+        client.shutdown(std::net::Shutdown::Write).unwrap();
+        assert!(!driven.settle());
+        let expected = "a LOGIN u p\r\nb NOOP\r\n".to_owned();
+        assert_eq!(read(backend), (expected, true));
+        say(driven, backend, "b OK late\r\n");
+        backend.shutdown(std::net::Shutdown::Both).unwrap();
+        // Its process still runs.
+        assert!(!driven.settle());
+        assert_eq!(read(client), ("b OK late\r\n".to_owned(), true));
+        driven.end_backend_process(false, 3);
+        assert!(driven.settle());
+        assert_eq!(driven.exit_status(), 3);
+    });
+}
+
+/// A grandchild that holds the socket is no backend.
+#[test]
+fn a_backend_whose_process_has_ended_is_heard_out_and_not_waited_for() {
+    let setup = setup(Policy::Optional, Source::Launchers);
+    drive(&setup, |driven, mut peers: Peers| {
+        let (client, backend) = (&mut peers.client, &mut peers.cleartext.backend);
+        say(driven, backend, "* PREAUTH hello\r\n");
+        backend.write_all(b"* BYE\r\n").unwrap();
+        driven.end_backend_process(false, 0);
+        assert!(!driven.settle());
+        let expected = "* PREAUTH hello\r\n* BYE\r\n".to_owned();
+        assert_eq!(read(client), (expected, true));
+        // The client has two seconds to close.
+        assert!(driven.pass_time());
+        assert!(driven.settle());
+    });
+}
+
+#[test]
+fn a_backend_that_cannot_be_reached_is_a_bye() {
+    let setup = setup(Policy::Optional, Source::Connectors);
+    drive(&setup, |driven, mut peers: Peers| {
+        peers.cleartext.control = None;
+        driven.settle();
+        let (text, is_end) = read(&mut peers.client);
+        assert!(text.starts_with("* BYE [UNAVAILABLE]") && is_end, "{text}");
+        assert_eq!(driven.exit_status(), crate::error::EXIT_TEMPORARY);
+    });
+}
+
+#[test]
+fn who_waits_long_enough_sees_every_connection_end() {
+    for policy in [Policy::Required, Policy::Optional, Policy::Implicit] {
+        for source in [Source::Connectors, Source::Descriptor, Source::Launchers] {
+            drive(&setup(policy, source), |driven, mut peers: Peers| {
+                for _ in 0..6 {
+                    driven.settle();
+                    driven.pass_time();
+                }
+                assert!(driven.settle(), "{policy:?} {source:?}");
+                assert!(read(&mut peers.client).1);
+            });
+        }
+    }
+}
