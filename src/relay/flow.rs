@@ -296,6 +296,10 @@ impl<'a> Relay<'a> {
             self.parts.tls.room(unread.len()).copy_from_slice(&unread);
             self.client_sent_records(unread.len());
         }
+        // Its end came while the command waited for the answers to those before it.
+        if self.client_input == Direction::Ended {
+            self.close("client closed during the handshake", None);
+        }
     }
 
     /// TLS stands: the keeper is let go, and the backend starts.

@@ -32,6 +32,24 @@ fn say(driven: &mut Driven<'_>, stream: &mut UnixStream, text: &str) -> bool {
     driven.settle()
 }
 
+/// Nobody is left to make a handshake with.
+#[test]
+fn starttls_of_a_client_that_has_ended_ends_the_connection() {
+    let setup = setup(Policy::Optional, Source::Launchers);
+    drive(&setup, |driven, mut peers: Peers| {
+        // The greeting is still to come, so the command waits, and the end does.
+        assert!(!say(driven, &mut peers.client, "a STARTTLS\r\n"));
+        peers.client.shutdown(std::net::Shutdown::Write).unwrap();
+        assert!(!driven.settle());
+        let backend = &mut peers.cleartext.backend;
+        assert!(say(driven, backend, "* OK hello\r\n"));
+        let (text, is_end) = read(&mut peers.client);
+        assert_eq!(text, "* OK hello\r\na OK Begin TLS negotiation now\r\n");
+        assert!(is_end);
+        assert_eq!(read(&mut peers.cleartext.backend), (String::new(), true));
+    });
+}
+
 #[test]
 fn a_session_in_clear_is_passed_on_to_its_end() {
     let setup = setup(Policy::Optional, Source::Launchers);
