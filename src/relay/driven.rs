@@ -145,6 +145,7 @@ pub fn drive<T>(setup: &Setup, play: impl FnOnce(&mut Driven<'_>, Peers) -> T) -
 impl Driven<'_> {
     /// Lets the relay run until it would wait; returns whether it is over.
     pub fn settle(&mut self) -> bool {
+        let mut last = Vec::new();
         for _ in 0..ROUNDS {
             if self.is_over || !self.relay.advance() {
                 self.is_over = true;
@@ -155,8 +156,10 @@ impl Driven<'_> {
                 return false;
             }
             self.relay.attend_to(&sources);
+            last = sources;
         }
-        panic!("the relay is woken again and again and does nothing");
+        let situation = self.relay.situation();
+        panic!("the relay is woken again and again: {last:?}, {situation:?}");
     }
 
     /// Lets time pass until the next deadline; returns whether there is one.

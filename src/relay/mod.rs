@@ -250,10 +250,13 @@ impl Relay<'_> {
                     // What it sent before it left may still be unread, and is the backend's.
                     self.report
                         .ended(format!("client gone: {}", reason(&error)));
-                    self.to_client.clear();
                     self.client_output_ended();
                 }
             }
+        }
+        // Nobody hears it any more, so there is nothing to wait for: its socket would say at once that it can be written to.
+        if self.client_output == Direction::Ended {
+            self.to_client.clear();
         }
     }
 

@@ -50,6 +50,19 @@ fn starttls_of_a_client_that_has_ended_ends_the_connection() {
     });
 }
 
+/// What is still to be said to it must not wake us again and again until the deadline.
+#[test]
+fn a_client_that_is_gone_is_told_nothing() {
+    let setup = setup(Policy::Optional, Source::Descriptor);
+    drive(&setup, |driven, mut peers: Peers| {
+        drop(peers.client);
+        assert!(!say(driven, &mut peers.cleartext.backend, "* OK hello\r\n"));
+        driven.terminate();
+        assert!(!driven.settle());
+        assert_eq!(driven.queued().for_client, 0);
+    });
+}
+
 #[test]
 fn a_session_in_clear_is_passed_on_to_its_end() {
     let setup = setup(Policy::Optional, Source::Launchers);
