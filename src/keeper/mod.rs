@@ -312,7 +312,7 @@ pub mod door {
         pub chain: Vec<Vec<u8>>,
         pub names: Vec<String>,
         pub schemes: Vec<rustls::SignatureScheme>,
-        /// Whether the key signs in each of them.
+        /// Whether the key signs, in the first of them.
         pub signs: bool,
     }
 
@@ -337,7 +337,7 @@ pub mod door {
             signer.is_some_and(|signer| signer.sign(b"message").is_ok())
         };
         Ok(Offered {
-            signs: held.holding.schemes.iter().all(signs),
+            signs: held.holding.schemes.first().is_some_and(signs),
             chain: held.holding.chain,
             names: held.holding.names,
             schemes: held.holding.schemes,
