@@ -37,7 +37,7 @@ pub fn tests() -> Vec<Trial> {
             move |test| descriptors(test, role),
         ));
     }
-    for role in [Role::Network, Role::Keeper, Role::SharedKeeper] {
+    for role in ROLES {
         tests.push(test(
             &format!(
                 "confinement: {}, without filter, Landlock and MDWE: ids, root and limits refuse by themselves",
@@ -47,6 +47,11 @@ pub fn tests() -> Vec<Trial> {
             move |test| bare(test, role),
         ));
     }
+    tests.push(test(
+        "confinement: capabilities that the superserver left to be inherited are given up",
+        &[Need::Root, Need::Command("setpriv", "util-linux")],
+        inheritable,
+    ));
     tests.push(test(
         "confinement: the connector can write, execute, signal and wait for connections nowhere",
         NEEDS,
@@ -169,6 +174,9 @@ struct Context {
     /// A file of root's, which root alone may read: as a path, and as one that begins below.
     file: Vec<u8>,
     dotted: Vec<u8>,
+    /// What nobody may make, and where it would be seen.
+    new: Vec<u8>,
+    queue: Vec<u8>,
     target: Process,
     signal: u64,
     /// What is kept open.
@@ -176,7 +184,7 @@ struct Context {
 }
 
 impl Context {
-    fn new(test: &Test) -> Self {
+    fn new(test: &Test, role: Role) -> Self {
         let tcp = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let inet = |port: u16| {
             let mut address = u16::try_from(libc::AF_INET).unwrap().to_ne_bytes().to_vec();
@@ -205,6 +213,12 @@ impl Context {
             datagram: unix(&name("datagram")),
             file: format!("{file}\0").into(),
             dotted: format!("../../../../../../../..{file}\0").into(),
+            new: match role {
+                // It is in no chroot.
+                Role::Opener => format!("{}\0", test.path("new").display()).into(),
+                _ => "/new\0".into(),
+            },
+            queue: format!("{}\0", name("queue")).into(),
             target: Process(1),
             signal: 0,
             _sockets: (
@@ -294,8 +308,6 @@ impl Row {
 const CWD: Arg<'static> = Arg::Number(-100_i64 as u64);
 const ZERO: Arg<'static> = Arg::Number(0);
 const ROOT: Arg<'static> = Arg::Bytes(b"/\0");
-/// What nobody may make, and where it would be seen.
-const NEW: Arg<'static> = Arg::Bytes(b"/imap-tls-hostile\0");
 const TRUE: Arg<'static> = Arg::Bytes(b"/bin/true\0");
 const EMPTY: Arg<'static> = Arg::Bytes(b"\0");
 const ZEROES: Arg<'static> = Arg::Bytes(&[0; 128]);
@@ -394,12 +406,15 @@ const ROWS: &[Row] = &[
     })
     .refused(libc::ENOENT)
     .opener(Errno(libc::EACCES)),
-    row("openat to create", libc::SYS_openat, |_| {
+    row("openat to create", libc::SYS_openat, |c| {
         let flags = libc::O_CREAT | libc::O_WRONLY;
-        vec![CWD, NEW, n(flags as i64), n(0o600)]
+        vec![CWD, b(&c.new), n(flags as i64), n(0o600)]
     })
     .refused(libc::EACCES),
-    row("open to create", libc::SYS_creat, |_| vec![NEW, n(0o600)]).refused(libc::EACCES),
+    row("open to create", libc::SYS_creat, |c| {
+        vec![b(&c.new), n(0o600)]
+    })
+    .refused(libc::EACCES),
     row("truncate", libc::SYS_truncate, |c| vec![b(&c.file), ZERO])
         .refused(libc::ENOENT)
         .opener(Errno(libc::EACCES)),
@@ -433,33 +448,41 @@ const ROWS: &[Row] = &[
     .all(Either(libc::EPERM, libc::ENOSYS))
     // The right to read any file is what it is for.
     .opener(Untried),
-    row("mkdir", libc::SYS_mkdir, |_| vec![NEW, n(0o700)]).refused(libc::EACCES),
-    row("mkdirat", libc::SYS_mkdirat, |_| vec![CWD, NEW, n(0o700)]).refused(libc::EACCES),
-    row("mknod of a device", libc::SYS_mknod, |_| {
-        vec![NEW, n((libc::S_IFCHR | 0o600) as i64), n(0x103)]
-    })
-    .all(Either(libc::EPERM, libc::EACCES)),
-    row("mknod of a pipe", libc::SYS_mknod, |_| {
-        vec![NEW, n((libc::S_IFIFO | 0o600) as i64), ZERO]
+    row("mkdir", libc::SYS_mkdir, |c| vec![b(&c.new), n(0o700)]).refused(libc::EACCES),
+    row("mkdirat", libc::SYS_mkdirat, |c| {
+        vec![CWD, b(&c.new), n(0o700)]
     })
     .refused(libc::EACCES),
-    row("symlink", libc::SYS_symlink, |_| vec![ROOT, NEW]).refused(libc::EACCES),
-    row("rename", libc::SYS_rename, |c| vec![b(&c.file), NEW])
+    row("mknod of a device", libc::SYS_mknod, |c| {
+        vec![b(&c.new), n((libc::S_IFCHR | 0o600) as i64), n(0x103)]
+    })
+    .all(Either(libc::EPERM, libc::EACCES)),
+    row("mknod of a pipe", libc::SYS_mknod, |c| {
+        vec![b(&c.new), n((libc::S_IFIFO | 0o600) as i64), ZERO]
+    })
+    .refused(libc::EACCES),
+    row("symlink", libc::SYS_symlink, |c| vec![ROOT, b(&c.new)]).refused(libc::EACCES),
+    row("rename", libc::SYS_rename, |c| vec![b(&c.file), b(&c.new)])
         .refused(libc::ENOENT)
         .opener(Either(libc::EACCES, libc::EXDEV)),
-    row("link", libc::SYS_link, |c| vec![b(&c.file), NEW])
+    row("link", libc::SYS_link, |c| vec![b(&c.file), b(&c.new)])
         .refused(libc::ENOENT)
         .opener(Either(libc::EACCES, libc::EXDEV)),
     row("unlink", libc::SYS_unlink, |c| vec![b(&c.file)])
         .refused(libc::ENOENT)
         .opener(Errno(libc::EACCES)),
-    row("chmod", libc::SYS_chmod, |_| vec![ROOT, n(0o777)])
+    // Should they ever succeed, nothing changes that is not the test's own.
+    row("chmod", libc::SYS_chmod, |_| vec![ROOT, n(0o755)])
         .refused(libc::EPERM)
         .opener(Untried),
-    row("chown", libc::SYS_chown, |_| {
-        vec![ROOT, n(NETWORK_ID as i64), n(NETWORK_ID as i64)]
+    row("chown", libc::SYS_chown, |_| vec![ROOT, ZERO, ZERO])
+        .refused(libc::EPERM)
+        .opener(Untried),
+    row("chown of a secret", libc::SYS_chown, |c| {
+        vec![b(&c.file), n(NETWORK_ID as i64), n(NETWORK_ID as i64)]
     })
-    .refused(libc::EPERM),
+    .refused(libc::ENOENT)
+    .opener(Errno(libc::EPERM)),
     row("memfd_create", libc::SYS_memfd_create, |_| {
         vec![EMPTY, ZERO]
     }),
@@ -692,9 +715,9 @@ const ROWS: &[Row] = &[
     row("shmget", libc::SYS_shmget, |_| {
         vec![ZERO, n(4096), n(0o600)]
     }),
-    row("mq_open", libc::SYS_mq_open, |_| {
+    row("mq_open", libc::SYS_mq_open, |c| {
         let flags = libc::O_CREAT | libc::O_RDWR;
-        vec![b(b"imap-tls-hostile\0"), n(flags as i64), n(0o600), ZERO]
+        vec![b(&c.queue), n(flags as i64), n(0o600), ZERO]
     })
     .all(or_absent(libc::EMFILE))
     .opener(Untried),
@@ -800,7 +823,7 @@ const ROWS: &[Row] = &[
     row("i386: socketcall", 102, |_| vec![ZERO, ZERO]).by(Gate::Interrupt80),
     // A number that no kernel has, and one that new kernels have.
     row("no call", 4000, |_| vec![]),
-    row("fchmodat2", 452, |_| vec![CWD, ROOT, ZERO, ZERO]),
+    row("fchmodat2", 452, |_| vec![CWD, ROOT, n(0o755), ZERO]),
 ];
 
 /// What the opener's filter lets through: reading files is what it is for.
@@ -889,6 +912,11 @@ impl Row {
         let is_open = OPENING.contains(&self.number) && self.gate == Gate::Syscall;
         if let (true, Outcome::Returned(value @ 0..)) = (is_open, outcome) {
             close(process, value);
+        }
+        if let (libc::SYS_mq_open, Outcome::Returned(0..)) = (self.number, outcome) {
+            // It would outlive its maker.
+            let queue = [b(&context.queue)];
+            call(Gate::Syscall, process, libc::SYS_mq_unlink, &queue);
         }
         if let (Some(value), Outcome::Returned(_)) = (opened, outcome) {
             close(process, value);
@@ -1027,7 +1055,7 @@ fn waiting(role: Role, find: impl Fn() -> Option<Process>) -> Process {
 /// One attempt in a process of its own, if the one before did not survive.
 fn filtered(test: &Test, role: Role) {
     let stage = Stage::new(test, role);
-    let mut context = Context::new(test);
+    let mut context = Context::new(test, role);
     context.signal = libc::SIGKILL as u64;
     let mut differences = Differences::default();
     let mut held: Option<Held> = None;
@@ -1066,8 +1094,15 @@ fn filtered(test: &Test, role: Role) {
     drop(held);
     assert!(victim.client().command("a NOOP").is_ok());
     assert!(victim.client().command("z LOGOUT").is_ok());
-    assert!(!std::path::Path::new("/imap-tls-hostile").exists());
+    assert_nothing_made(test);
     differences.end(ROWS.len() + TOWARDS.len());
+}
+
+/// In the chroot the harness looks.
+fn assert_nothing_made(test: &Test) {
+    assert!(!test.path("new").exists());
+    let text = std::fs::read(test.path("secret")).unwrap();
+    assert_eq!(text, b"secret");
 }
 
 /// Without filters one process survives it all, and serves its client afterwards.
@@ -1088,7 +1123,12 @@ fn bare(test: &Test, role: Role) {
         .without_filters()
         .without_landlock(libc::ENOSYS)
         .without_mdwe();
-    layers(test, role, kernel, |row| row.bare, Succeeds);
+    // The opener is root to files, which is for Landlock and the filter to bound; to processes it is nobody.
+    let column = |row: &Row| match role {
+        Role::Opener => Untried,
+        _ => row.bare,
+    };
+    layers(test, role, kernel, column, Succeeds);
 }
 
 /// Tries what `column` says on a kernel; `signalled` is what comes of a signal to a process of the same user.
@@ -1134,7 +1174,7 @@ fn layers(
         "1",
         "the program's own filter is there"
     );
-    let mut context = Context::new(test).of(process);
+    let mut context = Context::new(test, role).of(process);
     let mut differences = Differences::default();
     for row in ROWS {
         let expected = column(row);
@@ -1182,7 +1222,7 @@ fn layers(
         }
         assert!(target.alive(), "{whose} is gone");
     }
-    differences.end(50);
+    differences.end(18);
     // All of it has changed nothing.
     for one in [&mut first, &mut held] {
         let client = match (&mut one.client, &mut one.session) {
@@ -1194,7 +1234,7 @@ fn layers(
         client.login();
         assert!(client.command("z LOGOUT").is_ok());
     }
-    assert!(!std::path::Path::new("/imap-tls-hostile").exists());
+    assert_nothing_made(test);
 }
 
 /// The numbers that are open, and what each is: the client, the log, /dev/null, a socket of another kind, and what has a name.
@@ -1266,7 +1306,7 @@ fn connector(test: &Test) {
     };
     let (mut session, process) = start();
     let (mut other, sibling) = start();
-    let mut context = Context::new(test).of(process);
+    let mut context = Context::new(test, Role::Opener).of(process);
     // What its user could do to files, were it not for Landlock.
     let open = test.path("open");
     make_dir(&open, 0o1777);
@@ -1423,7 +1463,7 @@ fn abis(test: &Test) {
         };
         let stage = kernel.run(|| Stage::new(test, Role::Keeper));
         let (first, held) = (stage.take_on(kernel), stage.take_on(kernel));
-        let mut context = Context::new(test).of(held.process);
+        let mut context = Context::new(test, Role::Keeper).of(held.process);
         // None, so that it does no harm where it is not refused.
         context.signal = 0;
         context.target = first.process;
@@ -1595,4 +1635,25 @@ fn units(_: &Test) {
         }
     }
     assert_eq!(seen, 4);
+}
+
+/// Changing ids takes no capability out of that set.
+fn inheritable(test: &Test) {
+    let line = Program::new(test).command_line();
+    let server = Tool::new(test, "setpriv")
+        .args(["--inh-caps", "+chown"])
+        .args(&line);
+    let (running, mut client) = server.talk();
+    client.greeting();
+    let processes = Processes::of(running.process());
+    let launcher = processes.launcher.expect("a launcher");
+    assert_ne!(launcher.status().mask("CapInh"), 0, "nothing was left");
+    for process in [processes.network, processes.keeper.expect("a keeper")] {
+        for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+            assert_eq!(process.status().mask(set), 0, "{set}");
+        }
+    }
+    client.starttls(Pki::of(Key::P256));
+    client.login();
+    assert!(client.command("z LOGOUT").is_ok());
 }
