@@ -201,9 +201,7 @@ pub fn assert_confined(test: &Test, process: Process, id: u32) {
     );
     assert_eq!(process.root(), test.empty_dir());
     assert_eq!(process.cwd(), test.empty_dir());
-    // Its files in /proc belong to root as long as the process is not dumpable.
-    let environment = std::fs::metadata(format!("/proc/{}/environ", process.0)).unwrap();
-    assert_eq!(environment.uid(), 0, "dumpable");
+    assert_not_dumpable(process);
     for name in ["Max core file size", "Max processes"] {
         assert_eq!(
             process.limit(name),
@@ -220,6 +218,12 @@ pub fn assert_confined(test: &Test, process: Process, id: u32) {
         "{:?}",
         memory_limits(process)
     );
+}
+
+/// Its files in /proc belong to root as long as the process is not dumpable.
+fn assert_not_dumpable(process: Process) {
+    let environment = std::fs::metadata(format!("/proc/{}/environ", process.0)).unwrap();
+    assert_eq!(environment.uid(), 0, "dumpable");
 }
 
 /// The hard limits on memory that are set.
@@ -1052,6 +1056,12 @@ fn unprivileged(test: &Test) {
         (status.field("NoNewPrivs"), status.field("Seccomp")),
         ("1", "2")
     );
+    // No change of ids makes these undumpable, as it does where root has started them.
+    assert_not_dumpable(session.network());
+    let mut keepers = session.network().children();
+    keepers.retain(|child| child.status().field("Seccomp") == "2");
+    assert_eq!(keepers.len(), 1, "keepers: {keepers:?}");
+    assert_not_dumpable(keepers[0]);
     let found = keys_found(session.network(), &pki.secrets());
     assert!(found.is_empty(), "{found:?}");
     session.client().starttls(&pki);
