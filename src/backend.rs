@@ -301,7 +301,8 @@ fn become_backend(
             Ok(())
         })
         .and_then(|()| {
-            // After the ids: changing them clears it. Should the network process be killed, the backend is told to end.
+            // After the ids: changing them clears it. Should the network process be killed, the backend is told to end, and not only
+            // by its end of file: where the dying process might have sent a signal itself, so not to another user nor past Landlock.
             nix::sys::prctl::set_pdeathsig(Signal::SIGTERM).map_err(|error| {
                 Error::system(
                     "cannot tie the backend to its network process",
