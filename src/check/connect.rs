@@ -21,10 +21,11 @@ pub(super) fn check_connect(
     if report.take("backend", examined, praise).is_none() {
         return;
     }
-    if let Target::Address(address) = target
-        && address.ip().is_loopback()
-    {
-        check_port(report, target, address.port());
+    match target {
+        Target::Address(address) if address.ip().is_loopback() => {
+            check_port(report, target, address.port());
+        }
+        _ => {}
     }
 }
 

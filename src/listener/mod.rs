@@ -289,8 +289,8 @@ impl<S: Service> Listener<'_, S> {
             if self.table.remove(process) {
                 // Ended by us, or by something that should not have happened.
                 if signal.is_some() && !matches!(self.stage, Stage::Killed(_)) {
-                    let line = format_args!("process {process} of a connection: {how}");
-                    self.log.error(line);
+                    self.log
+                        .error(format_args!("process {process} of a connection: {how}"));
                 }
             } else if process == self.service.keeper() && self.stage == Stage::Serving {
                 self.log
