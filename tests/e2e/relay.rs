@@ -77,6 +77,11 @@ pub fn tests() -> Vec<Trial> {
             backend_leaves_data,
         ),
         test(
+            "relay: what waits in our queue when the backend ends reaches a client that reads late",
+            &[],
+            backend_leaves_a_queue,
+        ),
+        test(
             "relay: all that the backend wrote before it was killed reaches the client",
             &[],
             backend_killed_after_writing,
@@ -489,6 +494,33 @@ fn backend_leaves_data(test: &Test) {
             // It fits in the socketpair: the backend is gone before the client reads.
             eventually("the backend has ended", || (!backend.alive()).then_some(()));
         }
+        let (bytes, end) = session.client().read_to_end();
+        assert!(
+            bytes == client::Pattern::new(2).take(size),
+            "{} of {size} bytes",
+            bytes.len()
+        );
+        assert_eq!(end, End::CloseNotify);
+        session.close_client();
+        assert_eq!(session.wait_as_last().code(), Some(0));
+    }
+}
+
+/// On a unix socket, whose buffers have one size: among these amounts are some of which the last octets have left the backend, which
+/// is gone, and cannot leave us yet.
+fn backend_leaves_a_queue(test: &Test) {
+    let queue = 64 << 10;
+    for size in (1..16).map(|part| part * queue / 2) {
+        let mut session = Program::new(test).start_on(Socket::Pair, Handover::Stdio, Stderr::Log);
+        session.client().log_in_by_starttls(pki());
+        let count = test.record().backends().len();
+        session.client().send(format!("a XLAST {size}\r\n"));
+        let backend = Process(test.record().backend(count - 1).pid);
+        eventually("the backend has ended, or waits for the client", || {
+            let is_done = !backend.alive() || backend.state() == Some('S');
+            is_done.then_some(())
+        });
+        session.wait_idle();
         let (bytes, end) = session.client().read_to_end();
         assert!(
             bytes == client::Pattern::new(2).take(size),
