@@ -234,11 +234,12 @@ impl<'a> Relay<'a> {
     }
 
     pub(super) fn backend_sent(&mut self, bytes: &[u8]) {
-        if self.is_closing || self.client_output == Direction::Ended {
+        if self.is_closing {
             return;
         }
         match &self.phase {
             Phase::Opaque => self.send_to_client(bytes),
+            // Also for a client that is gone: answers let go of the commands that are held until they come.
             Phase::Cleartext(_) | Phase::Secured(_) => {
                 self.with_preauth(|preauth, actions| preauth.backend_input(bytes, actions));
             }
@@ -381,6 +382,9 @@ impl<'a> Relay<'a> {
     }
 
     fn send_to_client(&mut self, bytes: &[u8]) {
+        if self.client_output == Direction::Ended {
+            return;
+        }
         self.report.bytes_out += bytes.len() as u64;
         if !self.is_tls {
             self.to_client.push(bytes);

@@ -408,7 +408,7 @@ impl Relay<'_> {
         }
         if is_over(self.deadlines.linger) {
             self.deadlines.linger = None;
-            self.client_input = Direction::Ended;
+            self.client_ended();
         }
         if is_over(self.deadlines.ending) {
             self.stop_waiting();

@@ -112,6 +112,21 @@ pub fn tests() -> Vec<Trial> {
             client_resets_early,
         ),
         test(
+            "relay: a client that resets while the backend owes it answers leaves nothing",
+            &[],
+            client_resets_with_answers_due,
+        ),
+        test(
+            "relay: a client that resets and does not let its answers be sent leaves nothing",
+            &[],
+            client_resets_unheard,
+        ),
+        test(
+            "relay: a client that has left when its STARTTLS is answered leaves nothing",
+            &[],
+            client_leaves_before_starttls,
+        ),
+        test(
             "relay: a client that leaves in the middle of the handshake leaves nothing",
             &[],
             client_leaves_in_handshake,
@@ -761,4 +776,57 @@ fn key_update(test: &Test) {
         assert!(session.client().command(&format!("k{round} NOOP")).is_ok());
     }
     log_out(&mut session);
+}
+
+/// A session in clear, and its backend, which has greeted and is stopped.
+fn stopped(test: &Test) -> (Session, Process) {
+    let mut session = Program::new(test).tls("optional").start();
+    session.client().greeting();
+    let backend = Process(test.record().backend(0).pid);
+    session.kill(backend, libc::SIGSTOP);
+    (session, backend)
+}
+
+/// Commands that wait for the answers to earlier ones are the backend's all the same, and then it has its end of file.
+fn client_resets_with_answers_due(test: &Test) {
+    let (mut session, backend) = stopped(test);
+    session.client().send("a NOOP\r\nb NOOP\r\nc NOOP\r\n");
+    session.wait_idle();
+    session.take_client().reset();
+    session.wait_idle();
+    session.kill(backend, libc::SIGCONT);
+    // Much less than the time that a backend has to end.
+    assert_eq!(session.wait_as_last().code(), Some(0));
+    let played = test.record().backend(0);
+    assert_eq!(played.received_text(), "a NOOP\r\nb NOOP\r\nc NOOP\r\n");
+    assert_eq!(played.wait_end(), "eof");
+}
+
+/// More than is taken before the backend has answered: what is not read by then is not noticed to have ended.
+fn client_resets_unheard(test: &Test) {
+    let (mut session, backend) = stopped(test);
+    let many: String = (0..8000)
+        .map(|number| format!("a{number} NOOP\r\n"))
+        .collect();
+    session.client().send(many);
+    session.wait_idle();
+    session.take_client().reset();
+    session.kill(backend, libc::SIGCONT);
+    assert_eq!(session.wait_as_last().code(), Some(0));
+    assert_eq!(test.record().backend(0).wait_end(), "eof");
+}
+
+fn client_leaves_before_starttls(test: &Test) {
+    let (mut session, backend) = stopped(test);
+    session.client().send("a NOOP\r\nb STARTTLS\r\n");
+    session.client().shutdown();
+    session.wait_idle();
+    session.kill(backend, libc::SIGCONT);
+    assert!(session.client().reply("b").is_ok());
+    assert_eq!(session.client().expect_end(), End::Eof);
+    session.close_client();
+    // Much less than the time for a handshake.
+    assert_eq!(session.wait_as_last().code(), Some(0));
+    let end = session.session_line()["end"].clone();
+    assert!(end.starts_with("client closed"), "{end}");
 }
