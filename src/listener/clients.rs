@@ -57,10 +57,13 @@ impl<S: Service> Listener<'_, S> {
         let Some(client) = &self.next_client else {
             return;
         };
+        let Ok(address) = address(client.as_fd()) else {
+            self.next_client = None;
+            return;
+        };
         let limits = self.service.listening();
         // A balancer is no source.
-        let address = Some(client).filter(|_| !self.service.has_balancers());
-        let address = address.and_then(|client| self::address(client.as_fd()));
+        let address = address.filter(|_| !self.service.has_balancers());
         let source = address.map(|address| Source::of(address, limits.prefixes));
         if let Err(full) = self.table.admit(source, limits) {
             self.refuse(source, full);
@@ -139,7 +142,11 @@ impl<S: Service> Listener<'_, S> {
 }
 
 /// Where the client is, as far as the kernel knows; none for a unix socket.
-fn address(client: BorrowedFd<'_>) -> Option<IpAddr> {
-    let address = getpeername::<SockaddrStorage>(client.as_raw_fd()).ok()?;
-    inet(&address).map(|address| address.ip())
+///
+/// # Errors
+/// As getpeername(2): `ENOTCONN` where the client has gone already, and with it all that it may have sent. A process for it would count
+/// for no source.
+fn address(client: BorrowedFd<'_>) -> nix::Result<Option<IpAddr>> {
+    let address = getpeername::<SockaddrStorage>(client.as_raw_fd())?;
+    Ok(inet(&address).map(|address| address.ip()))
 }

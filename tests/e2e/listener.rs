@@ -56,6 +56,11 @@ pub fn tests() -> Vec<Trial> {
             per_source,
         ),
         test(
+            "listener: a client that has gone before it was accepted gets no process, and is no stranger in the log",
+            &[],
+            gone,
+        ),
+        test(
             "listener: --source-prefix makes neighbours one source",
             &[],
             prefix,
@@ -609,6 +614,36 @@ fn per_source(test: &Test) {
     eventually("there is room again", || {
         is_greeted(server.connect_from(source(2))).then_some(())
     });
+}
+
+/// Nothing can be told to it, and it would be counted for no source.
+fn gone(test: &Test) {
+    for program in [
+        Program::new(test).tls("optional"),
+        Program::new(test)
+            .flag("--accept-proxy")
+            .option("--proxy-from", "127.0.0.1"),
+    ] {
+        let has_balancer = program.command_line().contains(&"--accept-proxy".into());
+        let server = start(test, &program.option("--max-connections", "20"));
+        server.wait_log("listening on ");
+        server.signal(libc::SIGSTOP);
+        for _ in 0..40 {
+            server.connect().reset();
+        }
+        let mut client = server.connect();
+        if has_balancer {
+            client.send_raw("PROXY TCP4 192.0.2.7 192.0.2.1 4711 143\r\n");
+        }
+        server.signal(libc::SIGCONT);
+        client.log_in_by_starttls(pki());
+        log_out(client);
+        server.wait_log(": session ");
+        wait_until_empty(&server);
+        let log = server.log();
+        assert_eq!(log.matches(": session ").count(), 1, "{log}");
+        assert!(!log.contains("unix") && !log.contains("refused"), "{log}");
+    }
 }
 
 fn prefix(test: &Test) {
