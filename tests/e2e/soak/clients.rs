@@ -730,13 +730,14 @@ pub fn log_in_late(soak: &Soak, dice: &mut Dice) {
     // Those who come in time first: the others have to wait yet.
     waiting.sort_by_key(|(_, _, is_in_time)| !*is_in_time);
     for (place, mut visit, is_in_time) in waiting {
-        if is_in_time || soak.is_over() {
+        let is_cut_short = soak.is_over() && visit.began.elapsed() + EARLY < login;
+        if is_in_time || is_cut_short {
             let result = soak.guarded("late", || {
                 visit.log_in(place, dice, "")?;
                 ask(&mut visit.client, "LOGOUT")?;
                 visit.expect_end()
             });
-            let kind = if began.elapsed() + EARLY < login {
+            let kind = if is_cut_short {
                 "late: cut short"
             } else {
                 "late: in time"

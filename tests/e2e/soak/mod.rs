@@ -50,11 +50,11 @@ pub fn tests() -> Vec<Trial> {
     )]
 }
 
-/// How many of each work at the same time, and how long each rests on average between two connections: together, some ten connections a
+/// How many of each work at the same time, and how long each rests on average between two connections: together, some fifteen connections a
 /// second.
-const CLIENTS: (usize, Duration) = (4, Duration::from_millis(900));
+const CLIENTS: (usize, Duration) = (6, Duration::from_millis(700));
 const TOOLS: (usize, Duration) = (2, Duration::from_secs(4));
-const ENEMIES: (usize, Duration) = (5, Duration::from_millis(500));
+const ENEMIES: (usize, Duration) = (8, Duration::from_millis(400));
 const FAULTS: Duration = Duration::from_millis(2000);
 /// In a short run they come thicker: so many in all.
 const FAULTS_AT_LEAST: u32 = 25;

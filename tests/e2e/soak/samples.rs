@@ -282,6 +282,8 @@ impl Baseline {
                 keeper: Vec::new(),
             };
         }
+        // Its last word before it serves: all that it has is there.
+        place.server.wait_log("listening on ");
         Self {
             listener: kinds(Some(place.server.process())),
             keeper: kinds(place.server.keeper()),
@@ -290,7 +292,8 @@ impl Baseline {
 
     /// Once all clients have gone: connections that do not end, and descriptors and processes that were not there at first.
     pub fn left_over(&self, place: &Place, limits: &Limits) -> Vec<String> {
-        let deadline = Instant::now() + limits.login + limits.handshake + Duration::from_secs(30);
+        let began = Instant::now();
+        let deadline = began + limits.login + limits.handshake + Duration::from_secs(30);
         loop {
             let mut left: Vec<String> = Vec::new();
             let keeper = place.server.keeper();
@@ -318,6 +321,16 @@ impl Baseline {
                         ));
                     }
                 }
+            }
+            if left.is_empty() && began.elapsed() > Duration::from_secs(1) {
+                let log = place.server.log();
+                let last = log.lines().rfind(|line| line.contains(": session "));
+                eprintln!(
+                    "soak: {}: the last connection ended {:.1} s after all clients: {}",
+                    place.name,
+                    began.elapsed().as_secs_f64(),
+                    last.unwrap_or_default()
+                );
             }
             if left.is_empty() || Instant::now() > deadline {
                 return left;
