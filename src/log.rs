@@ -127,11 +127,12 @@ impl Log {
         }
     }
 
-    /// Whether lines may go to a regular file, which a file size limit would break.
+    /// Whether lines may go to a regular file, which a file size limit would break: a line would be death by SIGXFSZ. So it may
+    /// be one, too, where the kernel does not tell.
     pub(crate) fn is_regular_file(&self) -> bool {
         matches!(self.sink, Sink::Stderr { .. })
-            && nix::sys::stat::fstat(io::stderr())
-                .is_ok_and(|stat| stat.st_mode & libc::S_IFMT == libc::S_IFREG)
+            && !nix::sys::stat::fstat(io::stderr())
+                .is_ok_and(|stat| stat.st_mode & libc::S_IFMT != libc::S_IFREG)
     }
 
     /// A fault that the administrator should look at.
