@@ -70,7 +70,8 @@ pub(crate) fn secure_stderr() -> io::Result<Stderr> {
             || (is_channel(io::stdin().as_fd()) && sys::is_same_file(&stderr, io::stdout()))
             || inherited_descriptor().is_some_and(|fd| sys::is_same_file_as_number(fd, &stderr)));
     if is_clients {
-        nix::unistd::dup2_stderr(dev_null()?)?;
+        let null = dev_null()?;
+        sys::uninterrupted(|| nix::unistd::dup2_stderr(&null))?;
     }
     Ok(if is_clients || is_dev_null(stderr.as_fd()) {
         Stderr::Unusable
@@ -146,8 +147,8 @@ impl Activation {
 fn put_null_on_standard() -> Result<(), Error> {
     let null =
         dev_null().map_err(|error| Error::system("cannot open /dev/null", reason(&error)))?;
-    nix::unistd::dup2_stdin(&null)
-        .and_then(|()| nix::unistd::dup2_stdout(&null))
+    sys::uninterrupted(|| nix::unistd::dup2_stdin(&null))
+        .and_then(|()| sys::uninterrupted(|| nix::unistd::dup2_stdout(&null)))
         .map_err(|error| {
             Error::system(
                 "cannot put /dev/null on standard input and output",

@@ -13,6 +13,7 @@ use nix::sys::socket::{
 use nix::sys::time::{TimeVal, TimeValLike as _};
 
 use crate::error::Error;
+use crate::sys;
 
 /// A family (4 or 6), and the address with zeros behind it.
 const RECORD_LENGTH: usize = 1 + 16;
@@ -65,7 +66,8 @@ impl Applicant {
     pub(crate) fn ask(self, address: IpAddr) -> bool {
         let mut answer = [REFUSED; 1];
         let number = self.0.as_raw_fd();
-        if send(number, &encode(address), MsgFlags::MSG_NOSIGNAL).is_err() {
+        let wish = encode(address);
+        if sys::uninterrupted(|| send(number, &wish, MsgFlags::MSG_NOSIGNAL)).is_err() {
             return true;
         }
         loop {
@@ -101,7 +103,7 @@ impl Application {
     pub(crate) fn answer(self, is_granted: bool) {
         let answer = if is_granted { GRANTED } else { REFUSED };
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-        let _ = send(self.0.as_raw_fd(), &[answer], flags);
+        let _ = sys::uninterrupted(|| send(self.0.as_raw_fd(), &[answer], flags));
     }
 }
 

@@ -185,7 +185,8 @@ impl Launcher {
     /// Should the launcher be gone, the backend's end of file tells.
     pub(crate) fn go(self, facts: Option<&Facts>, addresses: Option<&Addresses>) -> Backend {
         let record = encode(facts, addresses);
-        let _ = send(self.control.as_raw_fd(), &record, MsgFlags::MSG_NOSIGNAL);
+        let control = self.control.as_raw_fd();
+        let _ = sys::uninterrupted(|| send(control, &record, MsgFlags::MSG_NOSIGNAL));
         Backend {
             channel: self.channel,
             process: Some(self.process),

@@ -9,6 +9,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use nix::libc;
 use nix::sys::socket::{MsgFlags, Shutdown};
 
+use crate::sys;
+
 /// One descriptor and what may be done with it without blocking.
 #[derive(Debug)]
 struct End {
@@ -89,6 +91,12 @@ impl Channel {
             .map(|end| end.fd.as_fd())
     }
 
+    /// Whether there is nothing to read: no octet, no end, no error.
+    pub(crate) fn is_silent(&self) -> bool {
+        let input = self.input();
+        input.is_some_and(|fd| matches!(is_ready(fd, nix::poll::PollFlags::POLLIN), Ok(false)))
+    }
+
     /// Reads what is there.
     ///
     /// # Errors
@@ -148,7 +156,7 @@ impl Channel {
     /// is no TCP.
     pub(crate) fn acknowledge_now(&self) {
         if let Some(end) = self.input.as_ref().filter(|end| end.is_socket) {
-            crate::sys::acknowledge_now(end.fd.as_fd());
+            sys::acknowledge_now(end.fd.as_fd());
         }
     }
 
@@ -184,11 +192,9 @@ fn has_type(fd: BorrowedFd<'_>, kind: libc::mode_t) -> bool {
 /// As poll(2), other than `EINTR`.
 pub(crate) fn is_ready(fd: BorrowedFd<'_>, event: nix::poll::PollFlags) -> io::Result<bool> {
     let mut poll = [nix::poll::PollFd::new(fd, event)];
-    match nix::poll::ppoll(&mut poll, Some(nix::sys::time::TimeSpec::new(0, 0)), None) {
-        Ok(count) => Ok(count > 0),
-        Err(nix::errno::Errno::EINTR) => Ok(false),
-        Err(error) => Err(error.into()),
-    }
+    let at_once = nix::sys::time::TimeSpec::new(0, 0);
+    let count = sys::uninterrupted(|| nix::poll::ppoll(&mut poll, Some(at_once), None))?;
+    Ok(count > 0)
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use nix::unistd::{Gid, Group, Uid, User};
 
 use crate::error::reason;
+use crate::sys::uninterrupted;
 
 /// Whether this build is the static one.
 const IS_STATIC: bool = cfg!(target_feature = "crt-static");
@@ -25,7 +26,7 @@ const GROUP: &str = "/etc/group";
 /// In words, if it cannot be told whether there is one.
 pub(crate) fn user_by_name(name: &str) -> Result<Option<User>, String> {
     if !IS_STATIC {
-        return User::from_name(name).map_err(|error| error.desc().to_owned());
+        return uninterrupted(|| User::from_name(name)).map_err(|error| error.desc().to_owned());
     }
     if !may_be_name(name) {
         return Ok(None);
@@ -42,7 +43,7 @@ pub(crate) fn user_by_name(name: &str) -> Result<Option<User>, String> {
 /// In words, if it cannot be told whether there is one.
 pub(crate) fn user_by_number(number: Uid, elsewhere: Elsewhere) -> Result<Option<User>, String> {
     if !IS_STATIC {
-        return User::from_uid(number).map_err(|error| error.desc().to_owned());
+        return uninterrupted(|| User::from_uid(number)).map_err(|error| error.desc().to_owned());
     }
     let key = number.to_string();
     match find_user(&read(PASSWD)?, NUMBER, &key) {
@@ -64,7 +65,8 @@ pub(crate) enum Elsewhere {
 /// In words, if it cannot be told whether there is one.
 pub(crate) fn group_by_name(name: &str) -> Result<Option<Gid>, String> {
     if !IS_STATIC {
-        let found = Group::from_name(name).map_err(|error| error.desc().to_owned())?;
+        let found =
+            uninterrupted(|| Group::from_name(name)).map_err(|error| error.desc().to_owned())?;
         return Ok(found.map(|group| group.gid));
     }
     if !may_be_name(name) {
@@ -91,7 +93,8 @@ pub(crate) fn group_by_name(name: &str) -> Result<Option<Gid>, String> {
 /// In words, if the groups cannot be told or the kernel refuses them.
 pub(crate) fn assume_groups(name: &CStr, group: Gid) -> Result<(), String> {
     if !IS_STATIC {
-        return nix::unistd::initgroups(name, group).map_err(|error| error.desc().to_owned());
+        return uninterrupted(|| nix::unistd::initgroups(name, group))
+            .map_err(|error| error.desc().to_owned());
     }
     let name = name
         .to_str()

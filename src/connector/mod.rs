@@ -130,7 +130,8 @@ impl Connector {
 
     fn order(&self, order: Order) {
         let flags = MsgFlags::MSG_NOSIGNAL;
-        let _ = send(self.control.as_raw_fd(), &order.encode(), flags);
+        let control = self.control.as_raw_fd();
+        let _ = sys::uninterrupted(|| send(control, &order.encode(), flags));
     }
 
     /// Has it look at what can be seen without connecting, and waits for the answer. What is good is in the text.

@@ -55,11 +55,8 @@ pub(super) fn live(
         Order::Connect => reach(&route.target, sockets),
         Order::Examine => examine(&route.target),
     };
-    let _ = send(
-        control.as_raw_fd(),
-        &outcome.encode(),
-        MsgFlags::MSG_NOSIGNAL,
-    );
+    let (number, answer) = (control.as_raw_fd(), outcome.encode());
+    let _ = sys::uninterrupted(|| send(number, &answer, MsgFlags::MSG_NOSIGNAL));
     0
 }
 

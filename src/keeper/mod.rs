@@ -245,7 +245,9 @@ impl Line {
     fn ask(&self, request: &Request<'_>) -> io::Result<Vec<u8>> {
         self.with_socket(|socket| {
             let bytes = request.encode();
-            nix::sys::socket::send(socket.as_raw_fd(), &bytes, MsgFlags::MSG_NOSIGNAL)?;
+            sys::uninterrupted(|| {
+                nix::sys::socket::send(socket.as_raw_fd(), &bytes, MsgFlags::MSG_NOSIGNAL)
+            })?;
             receive_whole(socket)
         })
     }
@@ -282,11 +284,8 @@ fn socket_pair(kind: SockType) -> Result<(OwnedFd, OwnedFd), Error> {
 
 /// Waits for one message, however long it is within the limit.
 fn receive_whole(socket: BorrowedFd<'_>) -> io::Result<Vec<u8>> {
-    let receive = |buffer: &mut [u8], flags| loop {
-        match nix::sys::socket::recv(socket.as_raw_fd(), buffer, flags) {
-            Err(nix::errno::Errno::EINTR) => {}
-            result => return result,
-        }
+    let receive = |buffer: &mut [u8], flags| {
+        sys::uninterrupted(|| nix::sys::socket::recv(socket.as_raw_fd(), buffer, flags))
     };
     let length = receive(&mut [], MsgFlags::MSG_PEEK | MsgFlags::MSG_TRUNC)?;
     if length == 0 || length > INTRODUCTION_LIMIT {

@@ -93,7 +93,8 @@ impl Opener {
             *to = *from;
         }
         let gone = |error: Errno| format!("no answer from the opener: {}", error.desc());
-        send(self.socket.as_raw_fd(), &record, MsgFlags::MSG_NOSIGNAL).map_err(gone)?;
+        let number = self.socket.as_raw_fd();
+        sys::uninterrupted(|| send(number, &record, MsgFlags::MSG_NOSIGNAL)).map_err(gone)?;
         let reply = receive_whole(self.socket.as_fd()).map_err(|error| reason(&error))?;
         decode(&reply).ok_or("the opener's answer is none")?
     }
@@ -165,7 +166,9 @@ fn run(
     }
     for _ in 0..lookups.number() {
         let mut record = [0; RECORD_LENGTH + 1];
-        let name = match recv(socket.as_raw_fd(), &mut record, MsgFlags::empty()) {
+        let received =
+            sys::uninterrupted(|| recv(socket.as_raw_fd(), &mut record, MsgFlags::empty()));
+        let name = match received {
             Ok(0) => return 0,
             Ok(RECORD_LENGTH) => decode_record(&record),
             Ok(_) | Err(_) => None,
@@ -174,7 +177,9 @@ fn run(
             return EXIT_TEMPORARY;
         };
         let reply = look_up(directory.as_fd(), path, &name);
-        if send(socket.as_raw_fd(), &reply, MsgFlags::MSG_NOSIGNAL).is_err() {
+        let is_sent =
+            sys::uninterrupted(|| send(socket.as_raw_fd(), &reply, MsgFlags::MSG_NOSIGNAL));
+        if is_sent.is_err() {
             return EXIT_TEMPORARY;
         }
     }

@@ -16,6 +16,7 @@ use crate::error::{EXIT_SETUP, EXIT_TEMPORARY, Error};
 use crate::files::{FILE_LIMIT, Place, any_mode, read};
 use crate::host_name::HostName;
 use crate::sandbox::{self, Plan, Role, Sandboxed};
+use crate::sys;
 
 /// For whom a keeper answers.
 pub(super) enum Audience {
@@ -320,7 +321,7 @@ fn staple(held: &mut [Held], response: Vec<u8>) -> Result<(), String> {
 }
 
 fn say(socket: &OwnedFd, message: &[u8]) -> bool {
-    send(socket.as_raw_fd(), message, MsgFlags::MSG_NOSIGNAL).is_ok()
+    sys::uninterrupted(|| send(socket.as_raw_fd(), message, MsgFlags::MSG_NOSIGNAL)).is_ok()
 }
 
 #[cfg(test)]

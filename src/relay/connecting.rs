@@ -5,6 +5,7 @@ use std::io;
 use super::Relay;
 use super::ending::Direction;
 use super::flow::Phase;
+use super::is_reset;
 use crate::backend::Backend;
 use crate::channel::Channel;
 use crate::connector::{Answer, CONNECT_LIMIT, Connector, Target};
@@ -89,25 +90,32 @@ impl Relay<'_> {
         self.with_preauth(Preauth::backend_end);
     }
 
-    /// A connection that broke. A backend that we started has its exit status to tell, and its socket breaks when it has ended.
+    /// A connection that broke. A backend that we started has its exit status to tell, and its socket breaks when it has ended: what
+    /// else the system has against that socket is told here.
     ///
     /// One that closes with something unread resets the connection, and a client can have it do so, by a command behind LOGOUT. That is
     /// no failure then. Before its greeting it has had nothing to read but the header.
     pub(super) fn note_break(&mut self, error: &io::Error) {
         let is_open = self.backend_output == Direction::Open && !self.is_closing;
-        if !is_open || self.backend.is_none() || self.remote.is_none() {
+        if !is_open || self.backend.is_none() {
+            return;
+        }
+        if self.remote.is_none() {
+            if !is_reset(error) {
+                let reason = reason(error);
+                self.parts
+                    .log
+                    .error(format!("the backend's socket is of no use: {reason}"));
+                self.report.ended(format!("backend gone: {reason}"));
+            }
             return;
         }
         let is_greeted = match &self.phase {
             Phase::Cleartext(preauth) | Phase::Secured(preauth) => !preauth.awaits_greeting(),
             Phase::Handshake | Phase::Opaque => true,
         };
-        let is_reset = matches!(
-            error.kind(),
-            io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
-        );
         let reason = reason(error);
-        if is_greeted && is_reset {
+        if is_greeted && is_reset(error) {
             self.parts.log.info(self.fault("is gone", &reason));
         } else {
             self.fail(EXIT_TEMPORARY, "is gone", &reason);

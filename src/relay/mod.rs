@@ -113,6 +113,14 @@ const READ_SIZE: usize = buffer::QUEUE_LIMIT;
 /// How much it may still send meanwhile, to be thrown away; one that floods us may lose our last words to the reset.
 const LINGER_OCTETS: usize = 1024 * 1024;
 
+/// Whether the peer has closed its end: no fault of ours or of the system's.
+fn is_reset(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
+    )
+}
+
 /// One connection, from the first byte to the last.
 struct Relay<'a> {
     parts: Parts<'a>,
@@ -248,8 +256,7 @@ impl Relay<'_> {
                 }
                 Err(error) => {
                     // What it sent before it left may still be unread, and is the backend's.
-                    self.report
-                        .ended(format!("client gone: {}", reason(&error)));
+                    self.note_client_break(&error);
                     self.client_output_ended();
                 }
             }
@@ -301,8 +308,7 @@ impl Relay<'_> {
             }
             Ok(Received::End) => self.client_ended(),
             Err(error) => {
-                self.report
-                    .ended(format!("client gone: {}", reason(&error)));
+                self.note_client_break(&error);
                 self.to_client.clear();
                 self.client_output = Direction::Ended;
                 self.client_ended();
@@ -315,7 +321,11 @@ impl Relay<'_> {
         let Some(backend) = &self.backend else { return };
         match backend.channel.receive(&mut scratch) {
             // Its process is gone, and what it wrote was read; a grandchild that holds the socket is no backend.
-            Ok(Received::Later) if self.report.backend_end.is_some() => self.backend_ended(),
+            Ok(Received::Later)
+                if self.report.backend_end.is_some() && backend.channel.is_silent() =>
+            {
+                self.backend_ended();
+            }
             Ok(Received::Later) => {}
             Ok(Received::Bytes(count)) => {
                 self.backend_sent(scratch.get(..count).unwrap_or_default())
@@ -327,6 +337,18 @@ impl Relay<'_> {
             }
         }
         self.scratch = scratch;
+    }
+
+    /// A client may close as soon as it has had the last answer, which breaks the connection for our last words. Another reason
+    /// than that is worth a line even when the session had ended.
+    fn note_client_break(&mut self, error: &io::Error) {
+        let reason = reason(error);
+        if self.report.has_ended() && !is_reset(error) {
+            self.parts
+                .log
+                .warning(format!("the end did not reach the client: {reason}"));
+        }
+        self.report.ended(format!("client gone: {reason}"));
     }
 
     fn take_scratch(&mut self) -> Vec<u8> {

@@ -37,6 +37,11 @@ impl Report {
         }
     }
 
+    /// Whether there is a cause already.
+    pub(super) fn has_ended(&self) -> bool {
+        self.end.is_some()
+    }
+
     /// The first cause is the one that counts.
     pub(super) fn ended(&mut self, end: String) {
         self.end.get_or_insert(end);

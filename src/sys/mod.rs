@@ -34,6 +34,19 @@ fn checked_long(result: libc::c_long) -> io::Result<()> {
     }
 }
 
+/// Makes a system call again that a signal interrupted: none that we take interrupts on purpose.
+///
+/// # Errors
+/// As the call, other than `EINTR`.
+pub(crate) fn uninterrupted<T>(mut call: impl FnMut() -> nix::Result<T>) -> nix::Result<T> {
+    loop {
+        match call() {
+            Err(nix::errno::Errno::EINTR) => {}
+            result => return result,
+        }
+    }
+}
+
 /// Ends this process at once, running no destructors and flushing nothing of the parent's.
 pub(crate) fn exit_now(status: u8) -> ! {
     // SAFETY: _exit takes an integer, touches no memory of ours and does not return.
@@ -357,8 +370,8 @@ pub(crate) fn become_program(
     arguments: &[CString],
     environment: &[CString],
 ) -> io::Result<Infallible> {
-    nix::unistd::dup2_stdin(socket)?;
-    nix::unistd::dup2_stdout(socket)?;
+    uninterrupted(|| nix::unistd::dup2_stdin(socket))?;
+    uninterrupted(|| nix::unistd::dup2_stdout(socket))?;
     close_all_but(kept.as_slice())?;
     Ok(nix::unistd::execve(path, arguments, environment)?)
 }
