@@ -30,6 +30,7 @@ mod client_cert;
 mod confinement;
 mod connect;
 mod connect_servers;
+mod faults;
 mod fleet;
 mod handshake;
 mod harness;
@@ -71,6 +72,7 @@ fn main() -> ExitCode {
         confinement::tests(),
         connect::tests(),
         connect_servers::tests(),
+        faults::tests(),
         fleet::tests(),
         handshake::tests(),
         hostile::tests(),

@@ -17,6 +17,7 @@ pub mod remote;
 pub mod superserver;
 pub mod sys;
 pub mod tool;
+pub mod tracer;
 
 pub use backend::{Backend, Played, Record};
 pub use client::{Client, End, Memory, Reply, TlsOffer};

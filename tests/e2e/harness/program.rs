@@ -73,6 +73,7 @@ pub struct Program {
     blocked_signals: Vec<i32>,
     passed: Vec<(Arc<OwnedFd>, i32)>,
     user: Option<u32>,
+    is_traced: bool,
 }
 
 impl Program {
@@ -88,6 +89,7 @@ impl Program {
             blocked_signals: Vec::new(),
             passed: Vec::new(),
             user: None,
+            is_traced: false,
         };
         let program = program
             .option("--tls", "required")
@@ -189,6 +191,12 @@ impl Program {
     /// The superserver hands this descriptor over too, under this number.
     pub fn passing(mut self, descriptor: impl Into<OwnedFd>, number: i32) -> Self {
         self.passed.push((Arc::new(descriptor.into()), number));
+        self
+    }
+
+    /// The thread that starts it traces it: see [`super::tracer`].
+    pub fn traced(mut self) -> Self {
+        self.is_traced = true;
         self
     }
 
@@ -295,6 +303,9 @@ impl Program {
         }
         for signal in &self.blocked_signals {
             sys::block_signal(&mut command, *signal);
+        }
+        if self.is_traced {
+            sys::be_traced(&mut command);
         }
         let initial = [&pair.server_input, &pair.server_output].map(|descriptor| {
             let path = format!("/proc/self/fd/{}", descriptor.as_raw_fd());
@@ -602,6 +613,16 @@ impl Session {
             super::describe(&left)
         );
         status
+    }
+
+    /// Who waited for it instead says how it ended.
+    pub fn ended_with(&mut self, status: ExitStatus) {
+        self.status = Some(status);
+    }
+
+    /// How it ended, which somebody has waited for.
+    pub fn status(&self) -> ExitStatus {
+        self.status.expect("it has ended")
     }
 
     /// Whether it has ended.

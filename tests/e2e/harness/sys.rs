@@ -68,6 +68,19 @@ pub fn block_signal(command: &mut Command, signal: i32) {
     unsafe { command.pre_exec(block) };
 }
 
+/// Adds to `command`, before exec: the thread that starts it traces it.
+pub fn be_traced(command: &mut Command) {
+    let ask = || {
+        // SAFETY: an integer and no pointers that are read.
+        if unsafe { libc::ptrace(libc::PTRACE_TRACEME, 0, 0, 0) } == -1 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(())
+    };
+    // SAFETY: as in `prepare`.
+    unsafe { command.pre_exec(ask) };
+}
+
 /// Takes the numbers 3 to 9 for good, so that no descriptor of ours (std's error pipe to a child, above all) is ever at
 /// a number that a child of ours gives a meaning (LISTEN_FDS starts at 3).
 pub fn reserve_low_descriptors() {

@@ -1,0 +1,653 @@
+//! Each system call of each process fails once, and each process is killed at each step: nobody hangs, nothing is left behind,
+//! nothing passes in clear that should not, nobody gets a wrong byte, and the log says why.
+//!
+//! A first run lists the calls; then there is one run for each, with a session of a client. By default each call fails in one
+//! way, and each process is killed at every fourth step; E2E_FAULTS=all has each call fail in each plausible way, and each
+//! process killed at each step. E2E_FAULTS=ROLE:CALL:NTH:ERRNO (a number, or `kill`) runs one point alone, and shows its log.
+
+use super::harness::tracer::{self, Cast, Fault, Point, Role, Trace, Wanted};
+use super::harness::*;
+use libtest_mimic::Trial;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::process::ExitStatusExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::process::ExitStatus;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+const NEEDS: &[Need] = &[Need::Root, Need::X86_64];
+
+pub fn tests() -> Vec<Trial> {
+    let scenario = |name: &str, make: fn(&Test) -> Scenario| {
+        let name =
+            format!("faults: each system call fails once and each process is killed: {name}");
+        test(&name, NEEDS, move |test| run_all(test, &make(test)))
+    };
+    vec![
+        scenario("required", |_| Scenario::new("required", Kind::Plain)),
+        scenario("optional", |_| Scenario::new("optional", Kind::Plain)),
+        scenario("implicit", |_| Scenario::new("implicit", Kind::Plain)),
+        scenario("names and tickets", |test| {
+            Scenario::new("required", Kind::Names(file_name(test)))
+        }),
+        scenario("a backend that is connected to", |test| {
+            let remote = Remote::tcp(test, Introduction::None, &Backend::imap());
+            Scenario::new("required", Kind::Connected(remote))
+        }),
+        scenario("the listener", |_| {
+            Scenario::new("required", Kind::Listener)
+        }),
+    ]
+}
+
+/// What is run again and again.
+struct Scenario {
+    policy: &'static str,
+    cast: Cast,
+    kind: Kind,
+}
+
+enum Kind {
+    Plain,
+    /// `--cert-dir`, this directory, and `--ticket-keys`, a new one each time.
+    Names(PathBuf),
+    Connected(Remote),
+    /// Two clients, one after the other.
+    Listener,
+}
+
+/// A directory with the certificate for the name that clients ask for.
+fn file_name(test: &Test) -> PathBuf {
+    let directory = test.path("live");
+    make_dir(&directory, 0o755);
+    let pki = Pki::of(Key::P256);
+    let both = [&pki.cert, &pki.key].map(|path| std::fs::read(path).unwrap());
+    write_file(&directory.join("localhost.pem"), both.concat(), 0o600);
+    directory
+}
+
+const ONE_LAUNCHER: Cast = Cast {
+    first: "network",
+    children: &[("network", &["launcher", "keeper"])],
+};
+const TWO_LAUNCHERS: Cast = Cast {
+    first: "network",
+    children: &[("network", &["clear launcher", "launcher", "keeper"])],
+};
+
+const NAMES: Cast = Cast {
+    first: "network",
+    children: &[("network", &["launcher", "opener", "keeper"])],
+};
+const CONNECTED: Cast = Cast {
+    first: "network",
+    children: &[("network", &["connector", "keeper"])],
+};
+const LISTENER: Cast = Cast {
+    first: "listener",
+    children: &[
+        ("listener", &["keeper", "network"]),
+        ("network", &["launcher"]),
+    ],
+};
+
+/// What one client saw.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+struct Conversation {
+    clear: Vec<String>,
+    secure: Vec<String>,
+    /// How far it came, if not to the end.
+    stopped: Option<String>,
+    /// What must never happen.
+    wrong: Option<String>,
+}
+
+/// What came of one run.
+struct Outcome {
+    conversations: Vec<Conversation>,
+    backends: Vec<Vec<u8>>,
+    log: String,
+    status: ExitStatus,
+    trace: Trace,
+    hung: Vec<Role>,
+    left: String,
+}
+
+/// Longer than any deadline that may have to pass: the ending's of a minute is the longest.
+const PATIENCE: Duration = Duration::from_secs(80);
+
+impl Scenario {
+    fn new(policy: &'static str, kind: Kind) -> Self {
+        let cast = match &kind {
+            Kind::Plain if policy == "optional" => TWO_LAUNCHERS,
+            Kind::Plain => ONE_LAUNCHER,
+            Kind::Names(_) => NAMES,
+            Kind::Connected(_) => CONNECTED,
+            Kind::Listener => LISTENER,
+        };
+        Self { policy, cast, kind }
+    }
+
+    fn program(&self, test: &Test, record: &Record) -> Program {
+        let program = Program::new(test)
+            .tls(self.policy)
+            .option("--handshake-timeout", "5")
+            .option("--login-timeout", "8")
+            .backend(Backend::imap().command(record));
+        match &self.kind {
+            Kind::Plain => program,
+            Kind::Names(directory) => program
+                .without("--cert")
+                .without("--key")
+                .option("--cert-dir", directory)
+                .option("--ticket-keys", record.0.join("keys")),
+            Kind::Connected(remote) => program.connect(remote),
+            Kind::Listener => program.option("--drain-timeout", "1"),
+        }
+    }
+
+    fn run(&self, test: &Test, wanted: Wanted) -> Outcome {
+        let record = Record(test.path(&format!("record.{}", next_number())));
+        make_dir(&record.0, 0o1777);
+        let program = self.program(test, &record);
+        let (conversations, tracing) = if matches!(self.kind, Kind::Listener) {
+            self.talk_to_listener(&program, wanted)
+        } else {
+            let (mut client, _, tracing) = tracer::start(&program, self.cast, wanted);
+            (vec![converse(&mut client, self.policy)], tracing)
+        };
+        let (session, trace, hung) = tracing.finish(PATIENCE);
+        let left = left_behind(&trace);
+        let played = record.backends();
+        let outcome = Outcome {
+            conversations,
+            backends: played.iter().map(Played::received).collect(),
+            log: without_ports(&session.log()),
+            status: session.status(),
+            trace,
+            hung,
+            left,
+        };
+        let _ = std::fs::remove_dir_all(&record.0);
+        outcome
+    }
+
+    fn talk_to_listener(
+        &self,
+        program: &Program,
+        wanted: Wanted,
+    ) -> (Vec<Conversation>, tracer::Tracing) {
+        let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
+        let program = program.clone().option("--listen", address.to_string());
+        let (_, listener, tracing) = tracer::start(&program, self.cast, wanted);
+        let conversations = (0..2)
+            .map(|_| match connect(address, &tracing) {
+                Some(socket) => converse(&mut Client::on(socket), self.policy),
+                None => Conversation {
+                    stopped: Some("connect: nobody listens".to_owned()),
+                    ..Conversation::default()
+                },
+            })
+            .collect();
+        // While it is traced its number is its own.
+        if !tracing.processes("listener").is_empty() {
+            let _ = sys::kill(listener.0, libc::SIGTERM);
+        }
+        (conversations, tracing)
+    }
+}
+
+/// To the listener, once it listens; nothing if it has ended.
+fn connect(address: SocketAddr, tracing: &tracer::Tracing) -> Option<TcpStream> {
+    eventually("the listener listens", || {
+        match TcpStream::connect(address) {
+            Ok(socket) => {
+                socket.set_nodelay(true).unwrap();
+                Some(Some(socket))
+            }
+            Err(_) => tracing.processes("listener").is_empty().then_some(None),
+        }
+    })
+}
+
+/// Clients' ports differ from run to run.
+fn without_ports(log: &str) -> String {
+    let mut parts = log.split("127.0.0.1:");
+    let mut text = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        text += "CLIENT";
+        text += part.trim_start_matches(|digit: char| digit.is_ascii_digit());
+    }
+    text
+}
+
+/// A session: before TLS, STARTTLS, LOGIN, a small exchange, LOGOUT.
+fn converse(client: &mut Client, policy: &str) -> Conversation {
+    let mut conversation = Conversation::default();
+    let result = catch_unwind(AssertUnwindSafe(|| {
+        speak(client, policy, &mut conversation)
+    }));
+    match result {
+        Ok(Ok(())) => {}
+        Ok(Err(why)) => conversation.stopped = Some(why),
+        Err(panic) => {
+            let words = panic.downcast_ref::<String>().cloned();
+            conversation.wrong = Some(words.unwrap_or_else(|| "the client gave up".to_owned()));
+        }
+    }
+    conversation
+}
+
+fn speak(client: &mut Client, policy: &str, seen: &mut Conversation) -> Result<(), String> {
+    let mut offer = TlsOffer::new(Pki::of(Key::P256));
+    offer.groups.truncate(2);
+    if policy != "implicit" {
+        read_line(client, &mut seen.clear, "greeting", |line| {
+            line.starts_with("* OK")
+        })?;
+        ask(client, &mut seen.clear, "a CAPABILITY")?;
+        ask(client, &mut seen.clear, "tls STARTTLS")?;
+    }
+    client.handshake(&offer).map_err(|why| {
+        // Anything but TLS would be corrupt.
+        if !["Eof", "Reset"].contains(&why.as_str()) && !why.contains("received fatal alert") {
+            seen.wrong = Some(format!("in the handshake: {why}"));
+        }
+        format!("handshake: {why}")
+    })?;
+    if policy == "implicit" {
+        read_line(client, &mut seen.secure, "greeting", |line| {
+            line.starts_with("* OK")
+        })?;
+    }
+    for line in [
+        "b CAPABILITY",
+        "c LOGIN u sekret",
+        "d SELECT INBOX",
+        "e FETCH 1 BODY[]",
+        "f APPEND INBOX {5+}\r\nhello",
+        "g FETCH 2 BODY[]",
+        "z LOGOUT",
+    ] {
+        ask(client, &mut seen.secure, line)?;
+    }
+    match client.line_or_end() {
+        Err(End::CloseNotify) => Ok(()),
+        other => Err(format!("at the end: {other:?}")),
+    }
+}
+
+fn ask(client: &mut Client, lines: &mut Vec<String>, line: &str) -> Result<(), String> {
+    // What came before the end is still there to be read.
+    let _ = client.try_send(format!("{line}\r\n").as_bytes());
+    let tag = format!("{} ", line.split(' ').next().unwrap());
+    loop {
+        let mut is_ok = false;
+        let mut is_last = false;
+        read_line(client, lines, line, |line| {
+            is_last = line.starts_with(&tag);
+            is_ok = line.starts_with(&format!("{tag}OK"));
+            true
+        })?;
+        if is_last {
+            return if is_ok {
+                Ok(())
+            } else {
+                Err(format!("{line}: refused"))
+            };
+        }
+    }
+}
+
+fn read_line(
+    client: &mut Client,
+    lines: &mut Vec<String>,
+    what: &str,
+    is_wanted: impl FnOnce(&str) -> bool,
+) -> Result<(), String> {
+    let line = client
+        .line_or_end()
+        .map_err(|end| format!("{what}: {end:?}"))?;
+    let is_wanted = is_wanted(&line);
+    lines.push(line);
+    is_wanted.then_some(()).ok_or(format!("{what}: refused"))
+}
+
+/// Processes of the run that are still there, zombies of the program's included; what is an orphan is ours, and is reaped.
+fn left_behind(trace: &Trace) -> String {
+    let all: Vec<Process> = trace.all.iter().copied().map(Process).collect();
+    let deadline = std::time::Instant::now() + Duration::from_secs(15);
+    loop {
+        for process in &all {
+            if process.state() == Some('Z') {
+                sys::reap(process.0);
+            }
+        }
+        let left: Vec<Process> = all
+            .iter()
+            .copied()
+            .filter(|process| process.state().is_some())
+            .collect();
+        if left.is_empty() {
+            return String::new();
+        }
+        if std::time::Instant::now() > deadline {
+            return describe(&left);
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+// ---- what must hold ----
+
+fn judge(
+    scenario: &Scenario,
+    right: &Outcome,
+    point: Point,
+    fault: Fault,
+    got: &Outcome,
+) -> Vec<String> {
+    let mut faults = Vec::new();
+    if !got.hung.is_empty() {
+        faults.push(format!("does not end: {:?}", got.hung));
+    }
+    if !got.left.is_empty() {
+        faults.push(format!("left behind: {}", got.left));
+    }
+    for (right, got) in right.conversations.iter().zip(&got.conversations) {
+        faults.extend(got.wrong.clone());
+        let deviations = [(&right.clear, &got.clear), (&right.secure, &got.secure)];
+        faults.extend(
+            deviations
+                .iter()
+                .flat_map(|(right, got)| deviation(right, got)),
+        );
+        if scenario.policy == "implicit" && !got.clear.is_empty() {
+            faults.push(format!("in clear: {:?}", got.clear));
+        }
+    }
+    if got.backends.len() > right.backends.len() {
+        faults.push(format!("{} backends", got.backends.len()));
+    }
+    // In optional, the backend of the cleartext phase is the first, and the other one may be the only one left.
+    let is_right = |bytes: &Vec<u8>| right.backends.iter().any(|whole| whole.starts_with(bytes));
+    if let Some(bytes) = got.backends.iter().find(|bytes| !is_right(bytes)) {
+        faults.push(format!(
+            "a backend received {:?}",
+            String::from_utf8_lossy(bytes)
+        ));
+    }
+    let is_complete = got.conversations.iter().all(Conversation::is_complete);
+    let is_served_again = got.conversations.iter().any(Conversation::is_complete);
+    let is_listening = got
+        .trace
+        .ended
+        .iter()
+        .any(|ended| ended.role == "listener" && ended.status.success());
+    if is_listening && !is_served_again {
+        faults.push("neither client was served".to_owned());
+    }
+    if is_complete && got.backends != right.backends {
+        faults.push(format!("the backends received {:?}", got.backends));
+    }
+    faults.extend(judge_ends(point, fault, got));
+    if got.log.contains("panicked") {
+        faults.push("a panic".to_owned());
+    }
+    // Nobody is left to say anything when the network process is killed.
+    let is_silent = point.role == scenario.cast.first && fault == Fault::Killed;
+    // A peer that closes breaks its socket: its end is in the session line, for whatever reason it was.
+    let is_peers = point.role == "network"
+        && [libc::SYS_sendto, libc::SYS_recvfrom].contains(&point.call)
+        && [libc::EPIPE, libc::ECONNRESET]
+            .map(Fault::Fails)
+            .contains(&fault)
+        && got.log.contains(": session ");
+    if !is_complete && !is_silent && !is_peers && !has_cause(&right.log, &got.log) {
+        faults.push("the log does not say why".to_owned());
+    }
+    if !is_complete && fault == Fault::Fails(libc::EINTR) {
+        faults.push("EINTR ends it".to_owned());
+    }
+    faults
+}
+
+impl Conversation {
+    fn is_complete(&self) -> bool {
+        self.stopped.is_none() && self.wrong.is_none()
+    }
+}
+
+/// Exit statuses and signals.
+fn judge_ends(point: Point, fault: Fault, got: &Outcome) -> Vec<String> {
+    let mut faults = Vec::new();
+    let is_out_of_memory =
+        fault == Fault::Fails(libc::ENOMEM) && got.log.contains("memory allocation of");
+    for ended in &got.trace.ended {
+        let is_expected = match (ended.status.code(), ended.status.signal()) {
+            (Some(0 | 100 | 111), _) => true,
+            // Of a backend, or of a launcher in its place, that was killed: as a shell has it.
+            (Some(137), _) => fault == Fault::Killed && ended.role == "network",
+            (Some(134), _) => is_out_of_memory && ended.role == "network",
+            (_, Some(libc::SIGKILL)) => {
+                fault == Fault::Killed && point.role == ended.role || !got.hung.is_empty()
+            }
+            // In the sandbox the filter has something against abort(3) first.
+            (_, Some(libc::SIGABRT | libc::SIGSYS)) => is_out_of_memory && point.role == ended.role,
+            // The listener's and the connector's peer is gone.
+            (_, Some(libc::SIGIO)) => ended.role == "connector",
+            // The network process is gone: it was tied to it.
+            (_, Some(libc::SIGTERM)) => point.role == "network",
+            _ => false,
+        };
+        if !is_expected {
+            faults.push(format!("{} ended by {}", ended.role, ended.status));
+        }
+    }
+    faults
+}
+
+/// All lines as they should be, up to somewhere; then nothing, or our goodbye, or a refusal of STARTTLS.
+fn deviation(right: &[String], got: &[String]) -> Vec<String> {
+    let same = right
+        .iter()
+        .zip(got)
+        .take_while(|(right, got)| right == got);
+    let rest = &got[same.count()..];
+    let is_ours = |line: &String| {
+        line.starts_with("* BYE ") || line.starts_with("tls NO ") || line.starts_with("* NO ")
+    };
+    rest.iter()
+        .filter(|line| !is_ours(line))
+        .map(|line| format!("the client received {line:?}"))
+        .collect()
+}
+
+/// Whether the log has a line that it has not where all is well, or a session that ended otherwise.
+fn has_cause(right: &str, got: &str) -> bool {
+    let end = |line: &str| {
+        let (_, end) = line.split_once(" seconds=")?;
+        Some(end.split_once(' ')?.1.to_owned())
+    };
+    let ends = |log: &str| -> BTreeSet<String> { log.lines().filter_map(end).collect() };
+    let has_more = got.lines().any(|line| {
+        let is_usual = line.starts_with("imap-tls: ending: ") || right.contains(line);
+        end(line).is_none() && !is_usual
+    });
+    has_more || ends(got).difference(&ends(right)).next().is_some()
+}
+
+// ---- which points, and how they fail ----
+
+/// How each call may plausibly fail (its manual page, and what resources there are); empty: never.
+#[cfg(target_arch = "x86_64")]
+#[allow(
+    non_upper_case_globals,
+    reason = "the names of system calls, as libc has them"
+)]
+fn plausible(call: i64, arguments: [u64; 6]) -> &'static [i32] {
+    use libc::*;
+    match call {
+        SYS_read | SYS_recvfrom | SYS_recvmsg => &[EINTR, EAGAIN, ENOMEM, ECONNRESET, EIO],
+        SYS_write => &[EINTR, EAGAIN, ENOSPC, EIO, EPIPE],
+        SYS_sendto | SYS_sendmsg => &[EINTR, EAGAIN, EPIPE, ENOMEM, ECONNRESET, ENOBUFS],
+        SYS_open | SYS_openat => &[EMFILE, EINTR, ENFILE, ENOMEM, EIO],
+        SYS_socket | SYS_socketpair | SYS_epoll_create1 | SYS_signalfd4 | SYS_pipe2 => {
+            &[EMFILE, ENFILE, ENOMEM]
+        }
+        SYS_accept4 | SYS_accept => &[ENFILE, EINTR, EAGAIN, EMFILE, ENOMEM, ECONNABORTED],
+        // Only where it makes a descriptor; F_SETFL and the like have nothing to run out of.
+        SYS_fcntl if arguments[1] == F_DUPFD_CLOEXEC as u64 => &[EMFILE],
+        SYS_dup2 | SYS_dup3 => &[EINTR, EMFILE],
+        SYS_clone | SYS_fork | SYS_vfork => &[EAGAIN, ENOMEM],
+        SYS_execve => &[ENOMEM, EIO, EAGAIN, ENFILE],
+        SYS_poll | SYS_ppoll | SYS_epoll_pwait => &[EINTR, ENOMEM],
+        SYS_epoll_ctl => &[ENOMEM, ENOSPC],
+        SYS_wait4 => &[EINTR],
+        SYS_brk | SYS_mmap | SYS_mremap => &[ENOMEM],
+        SYS_munmap => &[ENOMEM],
+        SYS_madvise => &[ENOMEM, EAGAIN],
+        SYS_mprotect => &[ENOMEM],
+        SYS_close => &[EINTR, EIO],
+        SYS_close_range => &[ENOMEM, EMFILE],
+        SYS_fstat | SYS_newfstatat | SYS_stat | SYS_lstat | SYS_statx | SYS_access
+        | SYS_faccessat | SYS_faccessat2 | SYS_readlink => &[ENOMEM, EIO],
+        SYS_getdents64 | SYS_fsync | SYS_lseek | SYS_rename | SYS_unlink | SYS_mkdir
+        | SYS_fchmod | SYS_fchown => &[EIO],
+        SYS_chdir | SYS_fchdir | SYS_chroot => &[ENOMEM, EIO],
+        SYS_getrandom => &[EINTR],
+        SYS_bind | SYS_listen => &[ENOMEM],
+        SYS_connect => &[EAGAIN, ENOMEM],
+        SYS_setsockopt | SYS_getsockname | SYS_getpeername => &[ENOBUFS],
+        SYS_shutdown => &[ENOTCONN],
+        SYS_setuid | SYS_setgid | SYS_setresuid | SYS_setresgid | SYS_setgroups => {
+            &[EAGAIN, ENOMEM]
+        }
+        // The steps of the sandbox, whatever a kernel may have against them.
+        SYS_capset | SYS_prlimit64 | SYS_seccomp => &[EPERM],
+        SYS_prctl if arguments[0] != PR_CAPBSET_DROP as u64 => &[EPERM],
+        _ => &[],
+    }
+}
+
+/// For the compiler alone: see `NEEDS`.
+#[cfg(not(target_arch = "x86_64"))]
+fn plausible(_: i64, _: [u64; 6]) -> &'static [i32] {
+    &[]
+}
+
+/// All points with all ways to fail, or a choice of them.
+fn jobs(right: &Outcome) -> Vec<(Point, Fault)> {
+    let is_all = std::env::var("E2E_FAULTS").is_ok_and(|value| value == "all");
+    let mut jobs = Vec::new();
+    for (number, seen) in right.trace.seen.iter().enumerate() {
+        let errnos = plausible(seen.point.call, seen.arguments);
+        if is_all {
+            jobs.extend(
+                errnos
+                    .iter()
+                    .map(|errno| (seen.point, Fault::Fails(*errno))),
+            );
+            jobs.push((seen.point, Fault::Killed));
+        } else {
+            let nth = seen.point.nth as usize;
+            let chosen = errnos.get(nth % errnos.len().max(1));
+            jobs.extend(chosen.map(|errno| (seen.point, Fault::Fails(*errno))));
+            if number % 4 == 0 {
+                jobs.push((seen.point, Fault::Killed));
+            }
+        }
+    }
+    jobs
+}
+
+/// `ROLE:CALL:NTH:ERRNO`, with numbers.
+fn chosen_alone() -> Option<(String, i64, u32, Fault)> {
+    let text = std::env::var("E2E_FAULTS")
+        .ok()
+        .filter(|value| value != "all")?;
+    let parts: Vec<&str> = text.split(':').collect();
+    let fault = match parts[3] {
+        "kill" => Fault::Killed,
+        errno => Fault::Fails(errno.parse().unwrap()),
+    };
+    Some((
+        parts[0].to_owned(),
+        parts[1].parse().unwrap(),
+        parts[2].parse().unwrap(),
+        fault,
+    ))
+}
+
+/// How many runs there are at once: most of one's time is waiting.
+const AT_ONCE: usize = 6;
+
+fn run_all(test: &Test, scenario: &Scenario) {
+    let right = scenario.run(test, Wanted::List);
+    assert!(
+        right.conversations.iter().all(Conversation::is_complete),
+        "{:?}, log: {}",
+        right.conversations,
+        right.log
+    );
+    assert_eq!(right.status.code(), Some(0));
+    let mut jobs = jobs(&right);
+    if let Some((role, call, nth, fault)) = chosen_alone() {
+        let seen = right.trace.seen.iter();
+        let point = seen
+            .map(|seen| seen.point)
+            .find(|point| (point.role, point.call, point.nth) == (role.as_str(), call, nth));
+        jobs = point.map(|point| (point, fault)).into_iter().collect();
+    }
+    let next = AtomicUsize::new(0);
+    let missed = AtomicUsize::new(0);
+    let completed = AtomicUsize::new(0);
+    let found = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..AT_ONCE {
+            scope.spawn(|| {
+                while let Some((point, fault)) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let got = scenario.run(test, Wanted::At(*point, *fault));
+                    if !got.trace.is_hit {
+                        missed.fetch_add(1, Ordering::Relaxed);
+                    }
+                    if got.conversations.iter().all(Conversation::is_complete) {
+                        completed.fetch_add(1, Ordering::Relaxed);
+                    }
+                    let faults = judge(scenario, &right, *point, *fault, &got);
+                    if chosen_alone().is_some() {
+                        eprintln!("{:?}\n{:?}\n{}", got.conversations, got.status, got.log);
+                    }
+                    if !faults.is_empty() {
+                        let mut text = format!("{point:?} {fault:?}: {}\n", faults.join("; "));
+                        for conversation in &got.conversations {
+                            writeln!(text, "  stopped: {:?}", conversation.stopped).unwrap();
+                        }
+                        for line in got.log.lines() {
+                            writeln!(text, "  log: {line}").unwrap();
+                        }
+                        found.lock().unwrap().push(text);
+                    }
+                }
+            });
+        }
+    });
+    let (missed, completed) = (missed.into_inner(), completed.into_inner());
+    let found = found.into_inner().unwrap();
+    eprintln!(
+        "{} calls, {} runs: {completed} sessions went on to their end, {missed} points were not reached, {} faults",
+        right.trace.seen.len(),
+        jobs.len(),
+        found.len()
+    );
+    assert!(found.is_empty(), "{}", found.join("\n"));
+    // What the kernel cuts otherwise, in one run or the other.
+    assert!(
+        missed * 20 <= jobs.len(),
+        "{missed} points were not reached"
+    );
+}
