@@ -238,7 +238,7 @@ fn read_at(
 ) -> Result<Option<Vec<u8>>, String> {
     // Not blocking: in the place of a file there could be a pipe that nobody writes to.
     let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOCTTY | OFlag::O_NONBLOCK;
-    match nix::fcntl::openat(directory, path, flags, Mode::empty()) {
+    match sys::uninterrupted(|| nix::fcntl::openat(directory, path, flags, Mode::empty())) {
         Ok(file) => {
             let (bytes, mode) = read_open(file.into(), FILE_LIMIT)?;
             check(mode).map(|()| Some(bytes))

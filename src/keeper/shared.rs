@@ -154,7 +154,8 @@ impl Connection {
         let reply = keeper.reply(&mut self.asker, bytes);
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
         let refused = Reply::Refused.encode();
-        let is_sent = send(number, reply.as_deref().unwrap_or(&refused), flags).is_ok();
+        let answer = reply.as_deref().unwrap_or(&refused);
+        let is_sent = sys::uninterrupted(|| send(number, answer, flags)).is_ok();
         reply.is_ok() && is_sent
     }
 }
