@@ -495,6 +495,7 @@ impl<'a, 'b> World<'a, 'b> {
             }
         }
         self.has_backend_acted = false;
+        self.model.burst = 0;
         self.compare();
     }
 

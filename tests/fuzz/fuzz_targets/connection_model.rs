@@ -53,7 +53,12 @@ pub struct Model {
     pub is_in_order: bool,
     /// What was held was let go of at some time.
     pub became_opaque: bool,
+    /// What the client has sent since the relay last ran.
+    pub burst: usize,
 }
+
+/// The relay reads less than this at once, with the records around it.
+const READ_SIZE: usize = 60 * 1024;
 
 impl Model {
     pub fn new(setup: &Setup) -> Self {
@@ -91,6 +96,7 @@ impl Model {
             is_cut: false,
             is_in_order: true,
             became_opaque: false,
+            burst: 0,
         };
         if setup.policy == Policy::Optional {
             match setup.source {
@@ -266,8 +272,9 @@ impl Model {
         }
         match &self.phase {
             Phase::Clear(preauth) => {
-                // The relay will read it in its own time.
-                self.is_in_order &= preauth.wants_client_input();
+                // The relay will read it in its own time, or a part of it.
+                self.burst += bytes.len();
+                self.is_in_order &= preauth.wants_client_input() && self.burst < READ_SIZE;
                 if is_hello {
                     self.hello = bytes.to_vec();
                 }
@@ -287,7 +294,8 @@ impl Model {
             Phase::Clear(_) => unreachable!("nobody speaks TLS yet"),
             Phase::Handshake => self.early.extend_from_slice(bytes),
             Phase::Secured(preauth) => {
-                self.is_in_order &= preauth.wants_client_input();
+                self.burst += bytes.len();
+                self.is_in_order &= preauth.wants_client_input() && self.burst < READ_SIZE;
                 self.ask(|preauth, actions| preauth.client_input(bytes, actions));
             }
             Phase::Opaque => self.to_backend(bytes),

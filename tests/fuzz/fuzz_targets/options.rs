@@ -59,7 +59,7 @@ const WORDS: [&str; 64] = [
     "--verbose",
     "--",
     "-v",
-    "-q",
+    "--require",
     "-h",
     "-qv",
     "imapd",
