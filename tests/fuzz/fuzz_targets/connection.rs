@@ -290,6 +290,10 @@ impl<'a, 'b> World<'a, 'b> {
         }
         self.client_acts();
         if self.client.tls.is_some() && self.model.speaks_tls() {
+            // In TLS 1.2 the server is done first, and what the client says then, it can send only when it has seen that.
+            if !self.client.is_established() && !self.model.awaits_tls() {
+                self.model.is_in_order = false;
+            }
             self.client.say_inside(&bytes);
             self.model.client_says_inside(&bytes);
         } else {
@@ -508,7 +512,7 @@ impl<'a, 'b> World<'a, 'b> {
                 self.model.is_in_order && self.client.has_agreed(),
                 "TLS that the client knows nothing of"
             );
-            self.model.secure();
+            self.model.secure(self.client.is_established());
         }
         if let Some(control) = &self.controls[1] {
             let may_start = self.model.has_begun_secured();

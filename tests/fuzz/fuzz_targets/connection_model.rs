@@ -231,8 +231,10 @@ impl Model {
         }
     }
 
-    pub fn secure(&mut self) {
+    /// TLS stands; whether for the client, too.
+    pub fn secure(&mut self, is_client_done: bool) {
         self.is_secure = true;
+        self.is_in_order &= is_client_done || self.early.is_empty();
         let is_descriptor = self.source == Source::Descriptor;
         match self.source {
             Source::Connectors => self.connecting = Some(1),
