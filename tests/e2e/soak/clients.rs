@@ -69,7 +69,8 @@ impl Visit {
         } else if place.had_no_keeper(began, secure.unwrap_or_else(Instant::now)) {
             soak.count("ended: without a keeper");
         } else {
-            soak.fail(format!("{kind} {address} at {}: {error}", place.name));
+            let text = format!("{kind} {address} at {}: {error}", place.name);
+            soak.fail_since(began, text);
         }
     }
 
@@ -460,7 +461,7 @@ impl Desk {
             Err(_) if place.had_no_keeper(began, Instant::now()) => {
                 soak.count("ended: without a keeper");
             }
-            Err(error) => soak.fail(format!("{name} at {}: {error}", place.name)),
+            Err(error) => soak.fail_since(began, format!("{name} at {}: {error}", place.name)),
         }
     }
 
@@ -794,7 +795,7 @@ impl Idlers {
                 let held = &mut self.held[index];
                 match soak.guarded("idle", || held.look(soak)) {
                     Ok(()) => index += 1,
-                    Err(error) => self.held.swap_remove(index).lose(soak, error),
+                    Err(error) => lose(soak, self.held.swap_remove(index), error),
                 }
             }
             soak.rest(Duration::from_millis(500));
@@ -811,7 +812,7 @@ impl Idlers {
                     soak.idle.lock().unwrap().remove(&held.visit.address);
                     held.visit.end(soak, place, "idle", Ok(()));
                 }
-                Err(error) => held.lose(soak, error),
+                Err(error) => lose(soak, held, error),
             }
         }
     }
@@ -844,6 +845,16 @@ fn idle(client: &mut Client, place: &Place) -> Result<(), String> {
     match line(client)? {
         line if line.starts_with('+') => Ok(()),
         line => Err(format!("IDLE: {line}")),
+    }
+}
+
+fn lose(soak: &Soak, held: Held, error: String) {
+    let run = || {
+        held.lose(soak, error);
+        Ok(())
+    };
+    if let Err(error) = soak.guarded("idle", run) {
+        soak.fail(error);
     }
 }
 

@@ -149,9 +149,17 @@ impl Enemies {
     pub fn attack(&mut self, soak: &Soak, dice: &mut Dice) {
         let place = dice.pick(&soak.places);
         let (name, attack) = *dice.pick(ATTACKS);
+        let began = Instant::now();
         match soak.guarded(name, || attack(self, soak, place, dice)) {
             Ok(()) => soak.count(format!("enemy: {name}")),
-            Err(error) => soak.fail(format!("enemy: {name} at {}: {error}", place.name)),
+            // That an enemy succeeded has no excuse.
+            Err(error) if error.contains("obeyed") || error.contains("after all") => {
+                soak.fail(format!("enemy: {name} at {}: {error}", place.name));
+            }
+            Err(error) => {
+                let text = format!("enemy: {name} at {}: {error}", place.name);
+                soak.fail_since(began, text);
+            }
         }
     }
 
