@@ -705,6 +705,8 @@ print('all is well')
 /// Connections in TLS that wait until the login timeout is nearly over, or over.
 pub fn log_in_late(soak: &Soak, dice: &mut Dice) {
     const EARLY: Duration = Duration::from_secs(4);
+    // Before the first of them: on a slow machine the others begin much later.
+    let began = Instant::now();
     let mut waiting = Vec::new();
     for place in soak
         .places
@@ -724,7 +726,6 @@ pub fn log_in_late(soak: &Soak, dice: &mut Dice) {
         }
     }
     let login = soak.limits.login;
-    let began = Instant::now();
     while began.elapsed() + EARLY < login && !soak.is_over() {
         std::thread::sleep(Duration::from_millis(50));
     }
