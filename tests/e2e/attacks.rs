@@ -100,6 +100,42 @@ pub fn tests() -> Vec<Trial> {
             &[],
             unfinished_commands,
         ),
+        test(
+            "attacks: CVE-2021-38542, CVE-2022-28220 (James): a line that two parsers may read in two ways starts no TLS",
+            &[],
+            |test| differential(test, &Program::new(test).tls("optional"), true),
+        ),
+        test(
+            "attacks: CVE-2021-38542, CVE-2022-28220 (James): mailutils imap4d is in step with us, whatever the lines",
+            &[Need::Root, Need::Command("imap4d", "mailutils-imap4d")],
+            |test| {
+                let imap4d = tool::find("imap4d").unwrap();
+                let backend = [imap4d.to_str().unwrap(), "--inetd"];
+                let program = Program::new(test).tls("optional").backend(backend);
+                differential(test, &program, false);
+            },
+        ),
+        test(
+            "attacks: Nemesis (GMX, web.de), stunnel's imap filter: no way to log in is offered before TLS, nor taken",
+            &[],
+            nemesis,
+        ),
+        test(
+            "attacks: CVE-2013-4584 (perdition), CVE-2015-3644, CVE-2021-20230 (stunnel): by STARTTLS every setting holds that holds on \
+             an implicit port",
+            &[],
+            same_settings,
+        ),
+        test(
+            "attacks: CVE-2013-1762 (stunnel): no word before TLS is too long for us",
+            &[],
+            long_words,
+        ),
+        test(
+            "attacks: ALPACA: another protocol's client hears nothing of what it said, and not for long",
+            &[],
+            other_protocols,
+        ),
     ]);
     tests
 }
@@ -781,4 +817,277 @@ fn unfinished_commands(test: &Test) {
             assert!(!is_inside || received == "p CAPABILITY\r\n", "{received:?}");
         }
     }
+}
+
+// ---- what stunnel, perdition, Nemesis and James got wrong ----
+
+/// Lines that others have read in another way than their backends did, sent in one piece and octet by octet. `evil` is never the tag
+/// of a command that is carried out, and the backend is in step afterwards.
+#[rustfmt::skip] // A row is a line.
+const DIFFERENTIAL: &[(&[u8], &[&str])] = &[
+    (b"s NOOP\nt NOOP\n", &["s OK", "t OK"]),
+    (b"evil\tSTARTTLS\r\n", &["* BAD"]),
+    (b"evil  STARTTLS\r\n", &["evil BAD"]),
+    (b" evil STARTTLS\r\n", &["* BAD"]),
+    (b"evil STARTTLS \r\n", &["evil BAD"]),
+    (b"evil STARTTLS x\r\n", &["evil BAD"]),
+    (b"evil STARTTLSX\r\n", &["evil BAD"]),
+    (b"evil STARTTLS\0\r\n", &["evil BAD"]),
+    (b"evil STARTTLS\0x\r\n", &["evil BAD"]),
+    (b"evil STARTTLS\r\r\n", &["evil BAD"]),
+    (b"s NOOP\revil STARTTLS\r\n", &["s BAD"]),
+    (b"s NOOP\0evil STARTTLS\r\n", &["s BAD"]),
+    (b"s NOOP\0\nt NOOP\r\n", &["s BAD", "t OK"]),
+    (b"evil \"STARTTLS\"\r\n", &["evil BAD"]),
+    (b"evil {8+}\r\nSTARTTLS\r\n", &["evil BAD"]),
+    (b"{15+}\r\nevil STARTTLS\r\n NOOP\r\n", &["* BAD"]),
+    (b"{4+}\r\nevil STARTTLS\r\n", &["* BAD"]),
+    (b"\"evil\" STARTTLS\r\n", &["* BAD"]),
+    (b"evil\xe9 STARTTLS\r\n", &["* BAD"]),
+    (b"evil \xc5\xbfTARTTLS\r\n", &["evil BAD"]),
+    (b"s ID (\"x\" \"evil STARTTLS\")\r\n", &["s OK"]),
+    (b"s LOGIN {15+}\r\nevil STARTTLS\r\n {1+}\r\nx\r\n", &["s NO"]),
+    (b"s AUTHENTICATE PLAIN {15+}\r\nevil STARTTLS\r\n\r\n", &["s BAD"]),
+];
+
+fn differential(test: &Test, program: &Program, is_scripted: bool) {
+    for (bytes, answers) in DIFFERENTIAL {
+        for is_cut in [false, true] {
+            let mut session = program.start_on(Socket::Pair, Handover::Stdio, Stderr::Log);
+            let client = session.client();
+            client.greeting();
+            let all = [*bytes, b"probe NOOP\r\n"].concat();
+            if is_cut {
+                for octet in all {
+                    client.send([octet]);
+                    client.wait_until_read();
+                }
+            } else {
+                client.send(all);
+            }
+            let reply = client.reply("probe");
+            let what = format!("{:?}: {reply:?}", String::from_utf8_lossy(bytes));
+            assert!(reply.is_ok(), "{what}");
+            let is_answer = |line: &&String| !line.starts_with("* ") || line.starts_with("* BAD");
+            let heard: Vec<_> = reply.lines.iter().filter(is_answer).collect();
+            assert_eq!(heard.len(), answers.len() + 1, "{what}");
+            for (line, answer) in heard.iter().zip(*answers) {
+                // Servers differ in what they say, and not in what they answer; `evil` is never done.
+                let tag = answer.split(' ').next().unwrap();
+                let expected = if is_scripted || tag == "evil" {
+                    answer
+                } else {
+                    tag
+                };
+                assert!(line.starts_with(expected), "{what}");
+            }
+            client.starttls(pki());
+            assert!(client.command("p NOOP").is_ok(), "{what}");
+            session.close_client();
+            session.wait();
+        }
+    }
+    for backend in test.record().backends() {
+        let received = backend.received_text();
+        let lines = received
+            .lines()
+            .filter(|line| line.to_uppercase().contains("STARTTLS"));
+        for line in lines {
+            let is_data = line == "evil STARTTLS" || line.starts_with("s ID ");
+            assert!(is_data || line == "evil STARTTLSX", "{received:?}");
+        }
+    }
+}
+
+/// Nobody can log in before TLS, so nobody is told that he could; nor is a client asked for a password.
+fn nemesis(test: &Test) {
+    let mut session = Program::new(test).start();
+    let client = session.client();
+    let mut said = vec![client.greeting()];
+    said.push(client.command("s CAPABILITY").text());
+    for mechanism in [
+        "PLAIN",
+        "LOGIN",
+        "CRAM-MD5",
+        "SCRAM-SHA-256",
+        "EXTERNAL",
+        "XOAUTH2",
+    ] {
+        for response in ["", " =", " AHUAc2VrcmV0"] {
+            let reply = client.command(&format!("s AUTHENTICATE {mechanism}{response}"));
+            assert_eq!(reply.lines, ["s NO [PRIVACYREQUIRED] Use STARTTLS first"]);
+        }
+    }
+    said.push(client.command("t CAPABILITY").text());
+    for line in said {
+        assert!(line.contains(" LOGINDISABLED"), "{line}");
+        assert_eq!(line.matches(" STARTTLS").count(), 1, "{line}");
+        for word in ["AUTH=", "SASL-IR", "LITERAL"] {
+            assert!(!line.contains(word), "{line}");
+        }
+    }
+    session.close_client();
+    session.wait();
+    assert!(test.record().is_empty());
+}
+
+/// Whatever a client offers, it gets the same by STARTTLS as on an implicit port.
+fn same_settings(test: &Test) {
+    let ca = Authority::make(&test.path("clients"), "client CA");
+    let foreign = Authority::make(&test.path("foreign"), "foreign CA");
+    let (alice, mallory) = (ca.issue("alice", |_| {}), foreign.issue("alice", |_| {}));
+    let mut offers = Vec::new();
+    let all = rustls::crypto::aws_lc_rs::ALL_CIPHER_SUITES;
+    for suite in all {
+        let mut provider = rustls::crypto::aws_lc_rs::default_provider();
+        provider.cipher_suites = vec![*suite];
+        let builder = rustls::ClientConfig::builder_with_provider(provider.into());
+        let version = if suite.tls13().is_some() {
+            &TLS13
+        } else {
+            &TLS12
+        };
+        let builder = builder.with_protocol_versions(&[version]).unwrap();
+        let config = builder.with_root_certificates(TlsOffer::new(pki()).roots);
+        offers.push(config.with_no_client_auth());
+    }
+    for group in TlsOffer::new(pki()).groups {
+        for version in [&TLS12, &TLS13] {
+            let (groups, versions) = (vec![group], vec![version]);
+            let is_new_only = group.name() == rustls::NamedGroup::X25519MLKEM768;
+            if !(is_new_only && version == &TLS12) {
+                offers.push(
+                    TlsOffer {
+                        groups,
+                        versions,
+                        ..TlsOffer::new(pki())
+                    }
+                    .config(),
+                );
+            }
+        }
+    }
+    for name in ["imap", "h2", "smtp"] {
+        let alpn = vec![name.as_bytes().to_vec()];
+        offers.push(
+            TlsOffer {
+                alpn,
+                ..TlsOffer::new(pki())
+            }
+            .config(),
+        );
+    }
+    offers.push(alice.shown_by(TlsOffer::new(pki()).config()));
+    offers.push(mallory.shown_by(TlsOffer::new(pki()).config()));
+    let plain = Program::new(test);
+    let programs = [
+        plain.clone(),
+        plain.clone().option("--min-tls", "1.3"),
+        plain.option("--client-ca", &ca.file),
+    ];
+    for program in programs {
+        for (number, config) in offers.iter().enumerate() {
+            let config = std::sync::Arc::new(config.clone());
+            let outcomes = ["implicit", "required", "optional"].map(|policy| {
+                let mut session = program.clone().tls(policy).start();
+                let client = session.client();
+                if policy != "implicit" {
+                    client.greeting();
+                    assert!(client.command("s STARTTLS").is_ok());
+                }
+                let mut result = client.handshake_by(&config);
+                // In TLS 1.3 a client hears of a refusal when it has done its part.
+                if result.is_ok() {
+                    client.send("p NOOP\r\n");
+                    result = client
+                        .line_or_end()
+                        .map(drop)
+                        .map_err(|end| format!("{end:?}"));
+                }
+                let tls = client.tls();
+                let agreed = format!(
+                    "{result:?} {:?} {:?} {:?} {:?}",
+                    tls.protocol_version(),
+                    tls.negotiated_cipher_suite(),
+                    tls.negotiated_key_exchange_group(),
+                    tls.alpn_protocol()
+                );
+                session.close_client();
+                session.wait();
+                agreed
+            });
+            assert_eq!(outcomes[0], outcomes[1], "offer {number}");
+            assert_eq!(outcomes[0], outcomes[2], "offer {number}");
+        }
+    }
+}
+
+/// Words of any length before TLS end in an answer or a BYE, and never in a crash.
+fn long_words(test: &Test) {
+    for bits in [6, 7, 8, 10, 12, 14] {
+        for length in [(1 << bits) - 1, 1 << bits, (1 << bits) + 1] {
+            let word = "A".repeat(length);
+            for line in [
+                format!("{word} NOOP"),
+                format!("s {word}"),
+                format!("s AUTHENTICATE PLAIN {word}"),
+                format!("s LOGIN {word} {word}"),
+                format!("s LOGIN {{{}}}", "9".repeat(length)),
+            ] {
+                let mut session = Program::new(test).start();
+                let client = session.client();
+                client.greeting();
+                client.send(format!("{line}\r\n"));
+                client.shutdown();
+                let (said, end) = client.read_to_end();
+                assert!(!said.is_empty() && said.ends_with(b"\r\n"), "{length}");
+                assert_eq!(end, End::Eof);
+                session.close_client();
+                assert_eq!(session.wait_code(), 0, "{}", session.log());
+            }
+        }
+    }
+}
+
+/// What another protocol's client says, led to our port by whoever controls it or its path.
+const OTHERS: &[(&str, &str)] = &[
+    (
+        "HTTP",
+        "POST /reflected HTTP/1.1\r\nHost: reflected\r\nUser-Agent: reflected\r\n\r\nreflected=<script>reflected(1)</script>\r\n",
+    ),
+    (
+        "SMTP",
+        "EHLO reflected\r\nMAIL FROM:<reflected@example.org>\r\nRCPT TO:<reflected>\r\nDATA\r\nSubject: reflected\r\n.\r\n",
+    ),
+    (
+        "FTP",
+        "USER reflected\r\nPASS reflected\r\nEPSV\r\nRETR reflected\r\n",
+    ),
+    (
+        "POP3",
+        "CAPA\r\nUSER reflected\r\nPASS reflected\r\nRETR 1\r\n",
+    ),
+];
+
+/// In clear before TLS, where we answer: after a few lines it is over, and nothing but a tag comes back.
+fn other_protocols(test: &Test) {
+    for (name, said) in OTHERS {
+        let mut session = Program::new(test).start();
+        let client = session.client();
+        client.greeting();
+        client.try_send(said.repeat(10).as_bytes());
+        let (answers, end) = client.read_to_end();
+        let answers = String::from_utf8(answers).unwrap();
+        assert!(answers.lines().count() <= 11, "{name}: {answers}");
+        assert!(
+            answers.lines().last().unwrap().starts_with("* BYE "),
+            "{name}: {answers}"
+        );
+        assert!(!answers.contains("reflected"), "{name}: {answers}");
+        assert!(!answers.contains('<'), "{name}: {answers}");
+        assert_eq!(end, End::Eof);
+        session.close_client();
+        assert_eq!(session.wait_code(), 0);
+    }
+    assert!(test.record().is_empty());
 }

@@ -26,7 +26,7 @@ pub fn tests() -> Vec<Trial> {
             faults,
         ),
         test(
-            "listener: no two connections share a random number or a key share",
+            "listener: CVE-2014-0016 (stunnel): no two connections share a random number or a key share",
             &[],
             randomness,
         ),

@@ -69,7 +69,7 @@ pub fn tests() -> Vec<Trial> {
             keeper_stopped,
         ),
         test(
-            "starttls: ALPN imap or none is accepted, anything else refused",
+            "attacks: ALPACA: ALPN imap or none is accepted, anything else refused",
             &[],
             alpn,
         ),
