@@ -57,9 +57,17 @@ impl<S: Service> Listener<'_, S> {
         let Some(client) = &self.next_client else {
             return;
         };
-        let Ok(address) = address(client.as_fd()) else {
-            self.next_client = None;
-            return;
+        let address = match address(client.as_fd()) {
+            Ok(address) => address,
+            Err(error) => {
+                if error != Errno::ENOTCONN {
+                    let reason = error.desc();
+                    self.log
+                        .error(format!("cannot learn a client's address: {reason}"));
+                }
+                self.next_client = None;
+                return;
+            }
         };
         let limits = self.service.listening();
         // A balancer is no source.
