@@ -70,13 +70,10 @@ impl Applicant {
         if sys::uninterrupted(|| send(number, &wish, MsgFlags::MSG_NOSIGNAL)).is_err() {
             return true;
         }
-        loop {
-            match recv(number, &mut answer, MsgFlags::empty()) {
-                Err(Errno::EINTR) => {}
-                Ok(0) => return true,
-                Ok(_) => return answer == [GRANTED],
-                Err(_) => return false,
-            }
+        match sys::uninterrupted(|| recv(number, &mut answer, MsgFlags::empty())) {
+            Ok(0) => true,
+            Ok(_) => answer == [GRANTED],
+            Err(_) => false,
         }
     }
 }

@@ -228,12 +228,10 @@ fn launch(
         return EXIT_TEMPORARY;
     }
     let mut record = [0; RECORD_LENGTH + 1];
-    let length = loop {
-        match recv(control.as_raw_fd(), &mut record, MsgFlags::empty()) {
-            Ok(length) => break length,
-            Err(nix::errno::Errno::EINTR) => {}
-            Err(_) => return EXIT_TEMPORARY,
-        }
+    let number = control.as_raw_fd();
+    let received = sys::uninterrupted(|| recv(number, &mut record, MsgFlags::empty()));
+    let Ok(length) = received else {
+        return EXIT_TEMPORARY;
     };
     let told = match length {
         // Released without having been needed: no TLS, no backend.

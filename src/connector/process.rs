@@ -62,13 +62,9 @@ pub(super) fn live(
 
 fn wait_for_order(control: &OwnedFd) -> Option<Order> {
     let mut order = [0; ORDER_LENGTH + 1];
-    loop {
-        match recv(control.as_raw_fd(), &mut order, MsgFlags::empty()) {
-            Ok(length) => return Order::decode(order.get(..length)?),
-            Err(Errno::EINTR) => {}
-            Err(_) => return None,
-        }
-    }
+    let number = control.as_raw_fd();
+    let length = sys::uninterrupted(|| recv(number, &mut order, MsgFlags::empty())).ok()?;
+    Order::decode(order.get(..length)?)
 }
 
 /// Connects one of the sockets.

@@ -199,10 +199,10 @@ impl<'a> Keeper<'a> {
         // One octet more than the limit, so that a request over it is seen to be too long and not cut to fit.
         let mut buffer = vec![0; REQUEST_LIMIT + 1];
         loop {
-            let bytes = match recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
+            let number = socket.as_raw_fd();
+            let bytes = match sys::uninterrupted(|| recv(number, &mut buffer, MsgFlags::empty())) {
                 Ok(0) => return 0,
                 Ok(count) => buffer.get(..count).unwrap_or_default(),
-                Err(nix::errno::Errno::EINTR) => continue,
                 Err(_) => return EXIT_TEMPORARY,
             };
             let reply = self.reply(&mut asker, bytes);
