@@ -25,12 +25,11 @@ use super::{BackendSource, Parts, Relay};
 use crate::backend::{Backend, Launcher};
 use crate::channel::Channel;
 use crate::connector::{Connector, Target};
-use crate::host_name::HostName;
 use crate::imap::Policy;
 use crate::keeper::KeeperClient;
 use crate::log::Log;
 use crate::tls::{
-    AsksKeeper, Certified, OldestVersion, Settings, Tls, TlsServer, UnknownName, examine_processor,
+    Certified, NoKeeper, OldestVersion, Settings, Tls, TlsServer, UnknownName, examine_processor,
 };
 
 /// Where the backend comes from.
@@ -306,24 +305,6 @@ fn messages() -> (OwnedFd, OwnedFd) {
 
 fn logs_do_not_block(log: &UnixDatagram) {
     log.set_nonblocking(true).expect("a socket");
-}
-
-/// One that has no certificates by name, and no ticket keys.
-#[derive(Debug)]
-struct NoKeeper;
-
-impl AsksKeeper for NoKeeper {
-    fn certificate(&self, _: &HostName) -> Result<Option<Certified>, String> {
-        Ok(None)
-    }
-
-    fn open(&self, _: Option<&HostName>, _: &[u8]) -> Option<Vec<u8>> {
-        None
-    }
-
-    fn seal(&self, _: Option<&HostName>, _: &[u8]) -> Option<Vec<u8>> {
-        None
-    }
 }
 
 /// With a key of its own, and a certificate that no client here looks at.

@@ -369,30 +369,32 @@ fn clear_alert(description: AlertDescription) -> [u8; 7] {
     [21, 3, 3, 0, 2, FATAL, description.into()]
 }
 
+/// For tests: one that has no certificates by name, and no ticket keys.
+#[cfg(any(test, fuzzing))]
+#[derive(Debug)]
+pub(crate) struct NoKeeper;
+
+#[cfg(any(test, fuzzing))]
+impl AsksKeeper for NoKeeper {
+    fn certificate(&self, _: &HostName) -> Result<Option<Certified>, String> {
+        Ok(None)
+    }
+
+    fn open(&self, _: Option<&HostName>, _: &[u8]) -> Option<Vec<u8>> {
+        None
+    }
+
+    fn seal(&self, _: Option<&HostName>, _: &[u8]) -> Option<Vec<u8>> {
+        None
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use rustls::pki_types::pem::PemObject as _;
     use rustls::pki_types::{CertificateDer, PrivateKeyDer};
     use rustls::sign::CertifiedKey;
-
-    /// One that has no certificates by name, and no ticket keys.
-    #[derive(Debug)]
-    struct NoKeeper;
-
-    impl AsksKeeper for NoKeeper {
-        fn certificate(&self, _: &HostName) -> Result<Option<Certified>, String> {
-            Ok(None)
-        }
-
-        fn open(&self, _: Option<&HostName>, _: &[u8]) -> Option<Vec<u8>> {
-            None
-        }
-
-        fn seal(&self, _: Option<&HostName>, _: &[u8]) -> Option<Vec<u8>> {
-            None
-        }
-    }
 
     fn server() -> Tls {
         let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();

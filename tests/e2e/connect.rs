@@ -1620,13 +1620,7 @@ fn backend_leaves_data(test: &Test, place: Place) {
     for size in [1, 16_384, 2_000_000] {
         let (_remote, mut session) = logged_in(test, place);
         session.client().send(format!("a XLAST {size}\r\n"));
-        let (bytes, end) = session.client().read_to_end();
-        assert!(
-            bytes == client::Pattern::new(2).take(size),
-            "{} of {size} bytes",
-            bytes.len()
-        );
-        assert_eq!(end, End::CloseNotify);
+        session.client().expect_last_words(size);
         session.close_client();
         assert_eq!(session.wait_code(), 0);
         let line = session.session_line();

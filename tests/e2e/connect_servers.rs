@@ -110,6 +110,19 @@ impl Drop for Dovecot {
     }
 }
 
+/// An empty Maildir of the account's.
+pub fn make_maildir(inbox: &std::path::Path) {
+    for path in [
+        inbox.to_path_buf(),
+        inbox.join("new"),
+        inbox.join("cur"),
+        inbox.join("tmp"),
+    ] {
+        make_dir(&path, 0o755);
+        std::os::unix::fs::chown(&path, Some(ID), Some(ID)).unwrap();
+    }
+}
+
 impl Dovecot {
     pub fn start(test: &Test) -> Self {
         let directory = test.path("dovecot");
@@ -117,15 +130,7 @@ impl Dovecot {
         make_dir(&directory, 0o755);
         make_dir(&mail, 0o755);
         let inbox = mail.join(USER);
-        for path in [
-            inbox.clone(),
-            inbox.join("new"),
-            inbox.join("cur"),
-            inbox.join("tmp"),
-        ] {
-            make_dir(&path, 0o755);
-            std::os::unix::fs::chown(&path, Some(ID), Some(ID)).unwrap();
-        }
+        make_maildir(&inbox);
         let message = inbox.join("new/1.m");
         let text = "From: a@example.org\nTo: u@example.org\nSubject: t\n\nhello-body\n";
         write_file(&message, text, 0o644);

@@ -518,6 +518,17 @@ impl Client {
         })
     }
 
+    /// Reads what the scripted backend sends for `XLAST size`, then a clean end.
+    pub fn expect_last_words(&mut self, size: usize) {
+        let (bytes, end) = self.read_to_end();
+        assert!(
+            bytes == Pattern::new(2).take(size),
+            "{} of {size} bytes",
+            bytes.len()
+        );
+        assert_eq!(end, End::CloseNotify);
+    }
+
     /// Everything up to the end, and how it ended.
     pub fn read_to_end(&mut self) -> (Vec<u8>, End) {
         let deadline = Instant::now() + self.patience;

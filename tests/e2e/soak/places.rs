@@ -1,7 +1,7 @@
 //! The servers of a soak: every policy, in front of every kind of backend, in processes of their own and under the listener.
 
 use super::{Dice, Limits};
-use crate::connect_servers::Dovecot;
+use crate::connect_servers::{Dovecot, make_maildir};
 use crate::harness::*;
 use crate::interop;
 use rustls::ClientConfig;
@@ -72,16 +72,7 @@ pub fn start(test: &Test, limits: &Limits, dovecot: &Dovecot) -> Vec<Place> {
     interop::prepare_account(test);
     let mail = test.path("dovecot/mail");
     for user in users() {
-        let inbox = mail.join(user);
-        for path in [
-            inbox.clone(),
-            inbox.join("new"),
-            inbox.join("cur"),
-            inbox.join("tmp"),
-        ] {
-            make_dir(&path, 0o755);
-            std::os::unix::fs::chown(&path, Some(interop::ID), Some(interop::ID)).unwrap();
-        }
+        make_maildir(&mail.join(user));
     }
     let start = |superserver, policy, kind, has_balancer| {
         start_one(
