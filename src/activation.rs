@@ -66,8 +66,9 @@ pub(crate) fn secure_stderr() -> io::Result<Stderr> {
     let stderr = io::stderr();
     // A shell's `2>&1 | less` makes fd 2 the same pipe as fd 1, but has no connection on fd 0.
     let is_clients = is_channel(stderr.as_fd())
-        && (sys::is_same_file(&stderr, io::stdin())
-            || (is_channel(io::stdin().as_fd()) && sys::is_same_file(&stderr, io::stdout()))
+        && (sys::is_same_file(&stderr, sys::standard_input())
+            || (is_channel(sys::standard_input())
+                && sys::is_same_file(&stderr, sys::standard_output()))
             || inherited_descriptor().is_some_and(|fd| sys::is_same_file_as_number(fd, &stderr)));
     if is_clients {
         let null = dev_null()?;
@@ -205,8 +206,8 @@ fn take_inherited() -> Result<Vec<OwnedFd>, Error> {
 }
 
 fn take_standard() -> Result<Channel, Error> {
-    let (stdin, stdout) = (io::stdin(), io::stdout());
-    for (name, fd) in [("input", stdin.as_fd()), ("output", stdout.as_fd())] {
+    let (stdin, stdout) = (sys::standard_input(), sys::standard_output());
+    for (name, fd) in [("input", stdin), ("output", stdout)] {
         if !is_channel(fd) {
             return Err(Error::Setup(format!(
                 "standard {name} is no connection: imap-tls is to be started by a superserver (systemd, xinetd, inetd, tcpserver)"
@@ -223,12 +224,12 @@ fn take_standard() -> Result<Channel, Error> {
         sys::duplicate(fd)
             .map_err(|error| Error::system("cannot copy a descriptor", reason(&error)))
     };
-    let input = copy(stdin.as_fd())?;
-    let is_one_socket = is_socket(input.as_fd()) && sys::is_same_file(&stdin, &stdout);
+    let input = copy(stdin)?;
+    let is_one_socket = is_socket(input.as_fd()) && sys::is_same_file(stdin, stdout);
     let output = if is_one_socket {
         None
     } else {
-        Some(copy(stdout.as_fd())?)
+        Some(copy(stdout)?)
     };
     Ok(Channel::new(input, output))
 }

@@ -71,6 +71,8 @@ fn serve(options: Box<Options>, source: cli::Source, stderr: Stderr) -> u8 {
     let result = Activation::take(!options.listening.addresses.is_empty());
     let result = result.and_then(|activation| match activation {
         Activation::Connection(mut connection) => {
+            // Only the listener reads its options again.
+            drop(source);
             log.set_subject(&connection);
             if !is_welcome(&connection, &options.proxy_from, &log) {
                 connection.part(b"");

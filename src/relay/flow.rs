@@ -24,6 +24,12 @@ pub(super) enum Phase {
 }
 
 impl<'a> Relay<'a> {
+    /// On the heap, by a frame of its own: an idle connection keeps each page of its stack.
+    #[inline(never)]
+    pub(super) fn boxed(parts: super::Parts<'a>) -> Box<Self> {
+        Box::new(Self::new(parts))
+    }
+
     pub(super) fn new(parts: super::Parts<'a>) -> Self {
         let report = Report::new(parts.policy, parts.proxy.clone());
         let deadlines = Deadlines {
@@ -429,9 +435,5 @@ impl<'a> Relay<'a> {
         // The connector notices, and ends.
         self.connecting = None;
         self.deadlines.begin_closing();
-    }
-
-    pub(super) fn finish(self) -> Report {
-        self.report
     }
 }

@@ -157,10 +157,10 @@ struct Relay<'a> {
 
 /// Serves the client to the end of the session.
 pub(crate) fn relay(parts: Parts<'_>, _: &Sandboxed) -> Report {
-    let mut relay = Relay::new(parts);
+    let mut relay = Relay::boxed(parts);
     relay.begin();
     relay.run();
-    relay.finish()
+    relay.report
 }
 
 impl Relay<'_> {

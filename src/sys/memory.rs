@@ -16,8 +16,9 @@ use talc::lock_api::{GuardSend, RawMutex};
 use talc::source::Source;
 use talc::{DefaultBinning, TalcLock, min_first_heap_size};
 
-/// Blocks of this size and more have a mapping each: they are few, live long and come zeroed.
-const LARGE: usize = 64 * 1024;
+/// Blocks of this size and more have a mapping each: they are few, live long and come zeroed. So have the buffers of a
+/// connection, which are gone when it is idle: between small blocks that stay they would leave gaps, and these take pages.
+const LARGE: usize = 16 * 1024;
 /// How much the arena grows at a time. Its last page is touched each time.
 const STEP: usize = 16 * 1024;
 /// How far the arena grows; after that more are made, of at least this size.

@@ -47,6 +47,18 @@ pub(crate) fn uninterrupted<T>(mut call: impl FnMut() -> nix::Result<T>) -> nix:
     }
 }
 
+/// Descriptor 0. Not `std::io::stdin`, which for its number alone makes a buffer that lives as long as the process.
+pub(crate) fn standard_input() -> BorrowedFd<'static> {
+    // SAFETY: Rust's runtime sees to it that the standard descriptors are open, and they are replaced but never closed.
+    unsafe { BorrowedFd::borrow_raw(libc::STDIN_FILENO) }
+}
+
+/// Descriptor 1, likewise.
+pub(crate) fn standard_output() -> BorrowedFd<'static> {
+    // SAFETY: as for descriptor 0.
+    unsafe { BorrowedFd::borrow_raw(libc::STDOUT_FILENO) }
+}
+
 /// Ends this process at once, running no destructors and flushing nothing of the parent's.
 pub(crate) fn exit_now(status: u8) -> ! {
     // SAFETY: _exit takes an integer, touches no memory of ours and does not return.

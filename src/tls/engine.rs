@@ -13,7 +13,8 @@ const RECORD_LIMIT: usize = 5 + 16_384 + 2048;
 
 /// The library's connection, and what it has not worked on yet.
 pub(super) struct Engine {
-    pub(super) connection: UnbufferedServerConnection,
+    /// Boxed, since it is large and handed up through frames of which each would keep a copy.
+    pub(super) connection: Box<UnbufferedServerConnection>,
     /// Records, or parts of one: the first `filled` octets; the rest is room to read into.
     incoming: Vec<u8>,
     filled: usize,
@@ -29,7 +30,7 @@ impl Engine {
     /// rustls's, if the configuration cannot be used.
     pub(super) fn new(config: Arc<ServerConfig>) -> Result<Self, Error> {
         Ok(Self {
-            connection: UnbufferedServerConnection::new(config)?,
+            connection: Box::new(UnbufferedServerConnection::new(config)?),
             incoming: Vec::new(),
             filled: 0,
             has_sent_alert: false,
