@@ -6,18 +6,23 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use crate::activation::{self, Activation, Stderr};
 use crate::check::{self, check};
 use crate::cli::{self, Options, Request};
-use crate::error::{EXIT_SETUP, Error};
+use crate::error::{EXIT_SETUP, Error, reason};
 use crate::listener::{self, Sockets};
 use crate::log::{Destination, Log, Verbosity};
 use crate::relay::Children;
 use crate::service::Serving;
 use crate::session::{UNAVAILABLE, conclude, is_welcome, session};
+use crate::sys;
 use crate::tls::examine_processor;
 
 /// Runs the program; returns its exit status.
 pub(crate) fn run() -> u8 {
     // First of all, before anything can be printed: under inetd, fd 2 is the client's socket.
     let stderr = activation::secure_stderr().unwrap_or(Stderr::Unusable);
+    if let Err(error) = sys::protect_relocated_data() {
+        let fault = "cannot make the program's tables read-only";
+        return refuse(&Error::system(fault, reason(&error.into())), stderr);
+    }
     let mut source = cli::Source::new(std::env::args_os(), nix::unistd::geteuid().is_root());
     match source.read() {
         Ok(Request::Serve(options)) => serve(options, source, stderr),

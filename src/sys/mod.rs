@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 pub use memory::Allocator;
-pub(crate) use memory::{give_back_free_memory, note_stack};
+pub(crate) use memory::{give_back_free_memory, note_stack, protect_relocated_data};
 
 use nix::libc;
 use nix::sys::epoll::{Epoll, EpollEvent};

@@ -55,6 +55,17 @@ pub fn tests() -> Vec<Trial> {
             },
         ),
         test(
+            "process: tables of functions and other relocated data are read-only",
+            &[Need::Root],
+            |test| {
+                let session = greeted(test);
+                let processes = session.processes();
+                for process in [processes.network, processes.keeper.expect("a keeper")] {
+                    assert_eq!(process.writable_relocated(), Vec::<String>::new());
+                }
+            },
+        ),
+        test(
             "process: users given by name are taken, with their groups dropped",
             &[Need::Root],
             users_by_name,

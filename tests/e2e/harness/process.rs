@@ -190,6 +190,41 @@ impl Process {
         line.trim().trim_end_matches(" kB").parse().ok()
     }
 
+    /// Mappings of the program's own file that hold some of PT_GNU_RELRO (elf(5), of 64 bits) and can be written to.
+    pub fn writable_relocated(self) -> Vec<String> {
+        let program = self.read("exe");
+        let number = |at: usize, size: usize| {
+            let octets = program[at..at + size].iter().rev();
+            octets.fold(0_u64, |all, octet| all << 8 | u64::from(*octet))
+        };
+        let (first, size, count) = (number(0x20, 8), number(0x36, 2), number(0x38, 2));
+        let header = (0..count)
+            .map(|index| usize::try_from(first + index * size).unwrap())
+            .find(|at| number(*at, 4) == u64::from(nix::libc::PT_GNU_RELRO))
+            .expect("a program with relocated data");
+        let (start, length) = (number(header + 0x10, 8), number(header + 0x28, 8));
+        let exe = self.exe().expect("a program");
+        let maps = String::from_utf8(self.read("maps")).unwrap();
+        let of_program = maps
+            .lines()
+            .filter(|line| line.ends_with(exe.to_str().unwrap()));
+        let range = |line: &str| {
+            let (start, end) = line.split(' ').next().unwrap().split_once('-').unwrap();
+            [start, end].map(|address| u64::from_str_radix(address, 16).unwrap())
+        };
+        let base = of_program.clone().map(|line| range(line)[0]).min();
+        let relocated = base.unwrap() + start..(base.unwrap() + start + length) & !4095;
+        assert!(!relocated.is_empty());
+        of_program
+            .filter(|line| {
+                let [start, end] = range(line);
+                start < relocated.end && end > relocated.start
+            })
+            .filter(|line| line.split(' ').nth(1).unwrap().contains('w'))
+            .map(str::to_owned)
+            .collect()
+    }
+
     /// Which of `needles` are somewhere in its memory (every readable mapping; needs root). Panics if nothing could be
     /// read, so that "not found" means something.
     pub fn find_in_memory(self, needles: &[Vec<u8>]) -> Vec<bool> {
