@@ -20,7 +20,8 @@ pub(super) const TAG: usize = 128;
 const REQUIRED_COMMANDS: u32 = 1_000;
 /// Commands before login otherwise: each costs the backend work, but a client that polls with NOOP is not to notice.
 const COMMANDS: u32 = 10_000;
-/// Commands that are none, before we say BYE. Dovecot allows three in a row; these are all of a session's.
+/// Commands that are none, by our judgement or the backend's, before we say BYE. Dovecot allows three in a row; these are all of
+/// a session's.
 const BAD_COMMANDS: u32 = 10;
 
 /// Bytes under `required` before TLS: enough for every command that may be sent there.

@@ -321,17 +321,19 @@ impl Preauth {
         send_to_client(answer.bytes, actions);
         match answer.effect {
             Effect::Continue => {}
-            Effect::CountBad => {
-                if !self.budget.spend_bad_command() {
-                    self.close_with(
-                        CloseReason::TooManyBadCommands,
-                        "Too many bad commands",
-                        actions,
-                    );
-                }
-            }
+            Effect::CountBad => self.count_bad_command(actions),
             Effect::Logout => self.close(CloseReason::Logout, actions),
             Effect::StartTls => self.start_tls(actions),
+        }
+    }
+
+    fn count_bad_command(&mut self, actions: &mut Vec<Action>) {
+        if !self.budget.spend_bad_command() {
+            self.close_with(
+                CloseReason::TooManyBadCommands,
+                "Too many bad commands",
+                actions,
+            );
         }
     }
 }

@@ -4,8 +4,10 @@
 //! words from before TLS read inside it. What he may want is always the same: `b LOGIN`, `c CREATE injected`, executed or answered in
 //! the client's session. Tests whose name begins with `attacks:` are in other files too, where the rest of their kind is.
 
+use crate::connect_servers::Dovecot;
 use crate::harness::records::*;
 use crate::harness::*;
+use crate::listener::randomness;
 use libtest_mimic::Trial;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use rustls::version::{TLS12, TLS13};
@@ -34,7 +36,8 @@ pub fn tests() -> Vec<Trial> {
                 ),
                 test(
                     &format!(
-                        "attacks: CVE-2011-1926 (Cyrus): {policy}, {version}: whatever follows STARTTLS in one segment is never executed"
+                        "attacks: CVE-2011-1926 (Cyrus), CVE-2021-33515 (Dovecot), CVE-2021-38084 (Courier): {policy}, {version}: \
+                         whatever follows STARTTLS in one segment is never executed"
                     ),
                     &[],
                     move |test| in_one_segment(test, policy, version),
@@ -116,6 +119,14 @@ pub fn tests() -> Vec<Trial> {
             },
         ),
         test(
+            "attacks: CVE-2021-38542, CVE-2022-28220 (James): Dovecot is in step with us, whatever the lines",
+            &[Need::Root, Need::Command("dovecot", "dovecot-imapd")],
+            |test| {
+                let dovecot = Dovecot::start(test);
+                differential(test, &dovecot.program(test, "optional", "v2"), false);
+            },
+        ),
+        test(
             "attacks: Nemesis (GMX, web.de), stunnel's imap filter: no way to log in is offered before TLS, nor taken",
             &[],
             nemesis,
@@ -127,6 +138,14 @@ pub fn tests() -> Vec<Trial> {
             same_settings,
         ),
         test(
+            "attacks: CVE-2014-0016 (stunnel): no two processes of a superserver's share a random number or a key share",
+            &[Need::EachStarted, Need::Command("tcpserver", "ucspi-tcp")],
+            |test| {
+                let program = Program::new(test).tls("implicit");
+                randomness(&Server::start(test, Superserver::Tcpserver, &program));
+            },
+        ),
+        test(
             "attacks: CVE-2013-1762 (stunnel): no word before TLS is too long for us",
             &[],
             long_words,
@@ -135,6 +154,11 @@ pub fn tests() -> Vec<Trial> {
             "attacks: ALPACA: another protocol's client hears nothing of what it said, and not for long",
             &[],
             other_protocols,
+        ),
+        test(
+            "attacks: ALPACA: inside TLS another protocol's client is not answered for long either",
+            &[],
+            other_protocols_inside,
         ),
     ]);
     tests
@@ -868,7 +892,9 @@ fn differential(test: &Test, program: &Program, is_scripted: bool) {
             let reply = client.reply("probe");
             let what = format!("{:?}: {reply:?}", String::from_utf8_lossy(bytes));
             assert!(reply.is_ok(), "{what}");
-            let is_answer = |line: &&String| !line.starts_with("* ") || line.starts_with("* BAD");
+            // Ours; a backend's own is more than an answer.
+            let is_answer =
+                |line: &&String| !line.starts_with("* ") || line.starts_with("* BAD Invalid");
             let heard: Vec<_> = reply.lines.iter().filter(is_answer).collect();
             assert_eq!(heard.len(), answers.len() + 1, "{what}");
             for (line, answer) in heard.iter().zip(*answers) {
@@ -1090,4 +1116,43 @@ fn other_protocols(test: &Test) {
         assert_eq!(session.wait_code(), 0);
     }
     assert!(test.record().is_empty());
+}
+
+/// Inside TLS, where the backend answers most of it: just as few answers.
+fn other_protocols_inside(test: &Test) {
+    for (name, said) in OTHERS {
+        for policy in ["implicit", "required"] {
+            let mut session = Program::new(test).tls(policy).start();
+            let client = session.client();
+            if policy == "implicit" {
+                client.handshake(&TlsOffer::new(pki())).unwrap();
+                client.greeting();
+            } else {
+                client.greeting();
+                client.starttls(pki());
+            }
+            client.try_send(said.repeat(10).as_bytes());
+            let (answers, end) = client.read_to_end();
+            let answers = String::from_utf8(answers).unwrap();
+            let refused = answers.lines().filter(|line| line.contains(" BAD "));
+            assert_eq!(refused.count(), 10, "{name}: {answers}");
+            assert_eq!(
+                answers.lines().last(),
+                Some("* BYE Too many bad commands"),
+                "{name}"
+            );
+            assert!(!answers.contains("reflected"), "{name}: {answers}");
+            assert_eq!(end, End::CloseNotify);
+            session.close_client();
+            assert_eq!(session.wait_code(), 0);
+        }
+    }
+    // The backend had them, and it was it who refused.
+    let backends = test.record().backends();
+    assert!(!backends.is_empty());
+    assert!(
+        backends
+            .iter()
+            .all(|backend| backend.received_text().contains("reflected")),
+    );
 }

@@ -167,7 +167,7 @@ impl Dovecot {
         format!("127.0.0.1:{}", self.port)
     }
 
-    fn program(&self, test: &Test, policy: &str, header: &str) -> Program {
+    pub fn program(&self, test: &Test, policy: &str, header: &str) -> Program {
         Program::new(test)
             .backend([""; 0])
             .tls(policy)

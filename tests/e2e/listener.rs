@@ -28,7 +28,12 @@ pub fn tests() -> Vec<Trial> {
         test(
             "listener: CVE-2014-0016 (stunnel): no two connections share a random number or a key share",
             &[],
-            randomness,
+            |test| {
+                let program = Program::new(test)
+                    .tls("implicit")
+                    .option("--max-per-source", "1000");
+                randomness(&start(test, &program));
+            },
         ),
         test(
             "listener: processes are confined, and have nothing of the listener's",
@@ -345,14 +350,10 @@ fn server_messages(port: u16, hello: &[u8], last: u8) -> Vec<(u8, Vec<u8>)> {
 
 /// Processes that are forked and not executed begin with the same memory: were a generator of random numbers, or a key, in it, two
 /// of them would say the same. One ClientHello is sent to all.
-fn randomness(test: &Test) {
+pub fn randomness(server: &Server) {
     const CONNECTIONS: usize = 200;
     const SERVER_HELLO: u8 = 2;
     const SERVER_KEY_EXCHANGE: u8 = 12;
-    let program = Program::new(test)
-        .tls("implicit")
-        .option("--max-per-source", "1000");
-    let server = start(test, &program);
     for (version, last) in [
         (&rustls::version::TLS13, SERVER_HELLO),
         (&rustls::version::TLS12, SERVER_KEY_EXCHANGE),

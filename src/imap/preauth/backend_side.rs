@@ -174,6 +174,10 @@ impl Preauth {
             self.farewell = Some(CloseReason::Logout);
         }
         self.after_answer(step, actions);
+        // Another protocol's client gets no more of the backend's answers than of ours (ALPACA).
+        if condition == Condition::Bad && self.stage == Stage::Commands {
+            self.count_bad_command(actions);
+        }
     }
 
     /// What the client still has to send of a command that is answered.

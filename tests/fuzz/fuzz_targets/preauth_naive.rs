@@ -425,16 +425,18 @@ impl Naive {
         true
     }
 
+    fn count_bad(&mut self) {
+        self.bad_left -= 1;
+        if self.bad_left == 0 {
+            self.close_with("TooManyBadCommands", "Too many bad commands");
+        }
+    }
+
     fn give(&mut self, answer: Answer) {
         self.to_client.extend(answer.text);
         match answer.then {
             Then::GoOn => {}
-            Then::CountBad => {
-                self.bad_left -= 1;
-                if self.bad_left == 0 {
-                    self.close_with("TooManyBadCommands", "Too many bad commands");
-                }
-            }
+            Then::CountBad => self.count_bad(),
             Then::End => self.close("Logout"),
             Then::StartTls => {
                 self.state = State::StartTls;
@@ -616,8 +618,13 @@ impl Naive {
                     });
                 }
             }
-            Next::Octets(_) | Next::RestOfLine => self.close_with("BackendOutOfStep", NO_SERVER),
+            Next::Octets(_) | Next::RestOfLine => {
+                return self.close_with("BackendOutOfStep", NO_SERVER);
+            }
             Next::Nothing | Next::Announced(..) | Next::Lines(_) => {}
+        }
+        if how == "BAD" && self.end.is_none() {
+            self.count_bad();
         }
     }
 }
