@@ -315,6 +315,13 @@ pub(crate) fn protect_relocated_data() -> nix::Result<()> {
 }
 
 /// The program itself comes first; others have a loader.
+///
+/// # Safety
+/// As dl_iterate_phdr(3) calls it; `result` is a `c_int`.
+#[allow(
+    clippy::cast_possible_truncation,
+    reason = "addresses of this very process"
+)]
 unsafe extern "C" fn protect_first(
     info: *mut libc::dl_phdr_info,
     _: libc::size_t,
