@@ -88,7 +88,7 @@ pub struct Queued {
 
 /// A relay that was begun.
 pub struct Driven<'a> {
-    relay: Relay<'a>,
+    relay: Box<Relay<'a>>,
     is_over: bool,
 }
 
@@ -132,7 +132,7 @@ pub fn drive<T>(setup: &Setup, play: impl FnOnce(&mut Driven<'_>, Peers) -> T) -
         proxy: None,
         tls: tls(),
     };
-    let mut relay = Relay::new(parts);
+    let mut relay = Relay::boxed(parts);
     relay.begin();
     let mut driven = Driven {
         relay,
@@ -214,6 +214,11 @@ impl Driven<'_> {
             Phase::Opaque => Stage::Opaque,
             Phase::Secured(_) => Stage::Secured,
         }
+    }
+
+    /// Whether the client was told, or is about to be, that nothing more comes.
+    pub fn has_closed_tls(&self) -> bool {
+        self.relay.is_close_notify_sent
     }
 
     pub fn is_closing(&self) -> bool {

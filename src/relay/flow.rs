@@ -30,7 +30,7 @@ impl<'a> Relay<'a> {
         Box::new(Self::new(parts))
     }
 
-    pub(super) fn new(parts: super::Parts<'a>) -> Self {
+    fn new(parts: super::Parts<'a>) -> Self {
         let report = Report::new(parts.policy, parts.proxy.clone());
         let deadlines = Deadlines {
             handshake: (parts.policy == Policy::Implicit)
