@@ -5,15 +5,17 @@
 
 use std::cell::RefCell;
 use std::fmt;
-use std::io::{self, Write as _};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::fs::OpenOptions;
+use std::io::{self, IsTerminal as _, Write as _};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::rc::Rc;
 
 use nix::libc;
 use nix::poll::PollFlags;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr};
 
-use crate::channel::is_ready;
+use crate::channel::{is_pipe, is_ready, is_socket};
 use crate::sys;
 
 /// Where lines go, as asked for with `--log`.
@@ -50,8 +52,20 @@ enum Severity {
 #[derive(Clone, Debug)]
 enum Sink {
     Nowhere,
-    Stderr { priorities: bool },
+    Stderr { priorities: bool, way: Way },
     Syslog(Rc<OwnedFd>),
+}
+
+/// How fd 2 is written to without waiting for its reader.
+#[derive(Clone, Debug)]
+enum Way {
+    /// After poll(2): a file or a device. There is no better way to what could not be opened again.
+    Asked,
+    /// A pipe or a terminal, opened again, so that its `O_NONBLOCK` is ours alone (src/channel.rs says why). Poll would not do:
+    /// what has room for one line has none for those of two connections, nor a terminal for a line longer than its room.
+    OpenedAgain(Rc<OwnedFd>),
+    /// As the journal is.
+    Socket,
 }
 
 /// The open log. Lines start with the client's address once it is known.
@@ -81,6 +95,7 @@ impl Log {
     ) -> Self {
         let stderr = || Sink::Stderr {
             priorities: is_journal(io::stderr().as_fd()),
+            way: Way::to_stderr(),
         };
         let sink = match destination {
             Destination::Auto | Destination::Stderr if is_stderr_usable => stderr(),
@@ -99,8 +114,12 @@ impl Log {
         }
     }
 
-    /// The same log for a connection that is served by this process, and not by the one that opened it.
+    /// The same log for a connection that is served by this process, and not by the one that opened it. Before the sandbox.
     pub(crate) fn for_connection(&self, subject: &impl fmt::Display) -> Self {
+        if let Sink::Syslog(socket) = &self.sink {
+            // A system log that was started anew has another socket. We share ours with the listener, which finds it by this, too.
+            let _ = find_syslog(socket.as_fd());
+        }
         Self {
             process: std::process::id(),
             sink: self.sink.clone(),
@@ -122,8 +141,12 @@ impl Log {
     /// The descriptor that must stay open for the log to work.
     pub(crate) fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         match &self.sink {
+            Sink::Stderr {
+                way: Way::OpenedAgain(fd),
+                ..
+            }
+            | Sink::Syslog(fd) => Some(fd.as_fd()),
             Sink::Nowhere | Sink::Stderr { .. } => None,
-            Sink::Syslog(socket) => Some(socket.as_fd()),
         }
     }
 
@@ -163,10 +186,12 @@ impl Log {
         let subject = self.subject.borrow();
         let mut line = match &self.sink {
             Sink::Nowhere => return,
-            Sink::Stderr { priorities: true } => {
+            Sink::Stderr {
+                priorities: true, ..
+            } => {
                 format!("<{}>{subject}: {text}", severity as u8)
             }
-            Sink::Stderr { priorities: false } => format!("{subject}: {text}"),
+            Sink::Stderr { .. } => format!("{subject}: {text}"),
             Sink::Syslog(_) => {
                 let priority = FACILITY_MAIL | severity as u8;
                 format!("<{priority}>imap-tls[{}]: {subject}: {text}", self.process)
@@ -178,24 +203,59 @@ impl Log {
         }
         match &self.sink {
             Sink::Nowhere => {}
-            Sink::Stderr { .. } => {
+            Sink::Stderr { way, .. } => {
                 line.push('\n');
-                // A stuck reader of stderr must not stop mail: a line that cannot be written at once is lost.
-                if is_ready(io::stderr().as_fd(), PollFlags::POLLOUT).unwrap_or(false) {
-                    // Unbuffered: one write(2). A log that is gone is no reason to end a session.
-                    let _ = io::stderr().write_all(line.as_bytes());
-                }
+                way.write(line.as_bytes());
             }
-            Sink::Syslog(socket) => {
-                let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-                let _ = nix::sys::socket::send(
-                    std::os::fd::AsRawFd::as_raw_fd(&**socket),
-                    line.as_bytes(),
-                    flags,
-                );
-            }
+            Sink::Syslog(socket) => send_at_once(socket.as_fd(), line.as_bytes()),
         }
     }
+}
+
+impl Way {
+    fn to_stderr() -> Self {
+        let stderr = io::stderr();
+        if is_socket(stderr.as_fd()) {
+            return Self::Socket;
+        }
+        // A file would lose its place, and a device may do something when it is opened.
+        if is_pipe(stderr.as_fd()) || stderr.is_terminal() {
+            if let Ok(fd) = open_stderr_again() {
+                return Self::OpenedAgain(Rc::new(fd));
+            }
+        }
+        Self::Asked
+    }
+
+    /// By one call, so that a pipe takes a line whole or not at all. A stuck reader must not stop mail, and a log that is gone is
+    /// no reason to end a session: a line that cannot be written at once is lost.
+    fn write(&self, line: &[u8]) {
+        match self {
+            Self::Asked => {
+                if is_ready(io::stderr().as_fd(), PollFlags::POLLOUT).unwrap_or(false) {
+                    let _ = io::stderr().write_all(line);
+                }
+            }
+            Self::OpenedAgain(fd) => {
+                let _ = sys::uninterrupted(|| nix::unistd::write(fd, line));
+            }
+            Self::Socket => send_at_once(io::stderr().as_fd(), line),
+        }
+    }
+}
+
+/// Fails where there is no /proc, no right to it (a plain user with another's pipe), or no reader any more.
+fn open_stderr_again() -> io::Result<OwnedFd> {
+    let fd = OpenOptions::new()
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+        .open("/proc/self/fd/2")?;
+    Ok(fd.into())
+}
+
+fn send_at_once(socket: BorrowedFd<'_>, line: &[u8]) {
+    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+    let _ = sys::uninterrupted(|| nix::sys::socket::send(socket.as_raw_fd(), line, flags));
 }
 
 /// `str::floor_char_boundary` is younger than the oldest compiler that we support.
@@ -242,11 +302,13 @@ fn connect_syslog() -> io::Result<OwnedFd> {
         None,
     )?;
     let socket = sys::duplicate(socket.as_fd())?;
-    nix::sys::socket::connect(
-        std::os::fd::AsRawFd::as_raw_fd(&socket),
-        &UnixAddr::new("/dev/log")?,
-    )?;
+    find_syslog(socket.as_fd())?;
     Ok(socket)
+}
+
+fn find_syslog(socket: BorrowedFd<'_>) -> nix::Result<()> {
+    let address = UnixAddr::new("/dev/log")?;
+    sys::uninterrupted(|| nix::sys::socket::connect(socket.as_raw_fd(), &address))
 }
 
 /// Bytes from a peer, fit for a log line: printable ASCII stays, the rest is `\xNN` (CVE-2023-28486 is what happens without).

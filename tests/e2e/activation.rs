@@ -396,7 +396,7 @@ fn stays_blocking(test: &Test) {
     }
 }
 
-/// Under inetd standard error is the client's socket, so lines go to the system log: here a socket of the test's own, bound over
+/// Under inetd standard error is the client's socket, so lines go to the system log: here a socket of the test's own, bound to
 /// /dev/log in a mount namespace.
 fn syslog(test: &Test) {
     let path = test.path("log.sock");
@@ -404,14 +404,7 @@ fn syslog(test: &Test) {
     log.set_read_timeout(Some(std::time::Duration::from_secs(20)))
         .unwrap();
     std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o666)).unwrap();
-    let devices = test.path("dev");
-    let setup = format!(
-        "set -e; mkdir {dev}; mount -t tmpfs none {dev}; \
-         for device in null zero full random urandom; do cp -a /dev/$device {dev}/; done; \
-         : > {dev}/log; mount --bind {log} {dev}/log; mount --rbind {dev} /dev",
-        dev = devices.display(),
-        log = path.display()
-    );
+    let setup = superserver::with_system_log(test, &path);
     let program = Program::new(test);
     let server = Server::start_in(test, Superserver::OpenbsdInetd, &program, Some(&setup));
     let mut client = server.connect();

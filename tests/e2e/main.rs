@@ -38,6 +38,7 @@ mod hostile;
 mod interop;
 mod limits;
 mod listener;
+mod logging;
 mod ocsp;
 mod process;
 mod proxy_in;
@@ -87,6 +88,7 @@ fn main() -> ExitCode {
         starttls::tests(),
         limits::tests(),
         listener::tests(),
+        logging::tests(),
         tickets::tests(),
         transcripts::tests(),
     ];

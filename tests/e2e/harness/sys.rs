@@ -3,7 +3,7 @@
 
 use nix::libc;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
@@ -333,4 +333,54 @@ pub fn unread_by_peer(socket: impl AsFd) -> i32 {
     let result = unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::TIOCOUTQ, &raw mut count) };
     assert_eq!(result, 0, "SIOCOUTQ");
     count
+}
+
+/// A terminal: what a person sees of it, and what programs have. It changes no octet of what is written.
+pub fn open_terminal() -> (OwnedFd, OwnedFd) {
+    use std::os::fd::FromRawFd;
+    let (mut person, mut programs) = (-1, -1);
+    // SAFETY: openpty writes two integers, and takes null for what is not wanted; the descriptors that it makes are nobody
+    // else's. A zeroed termios is filled before it is used.
+    unsafe {
+        let result = libc::openpty(
+            &raw mut person,
+            &raw mut programs,
+            std::ptr::null_mut(),
+            std::ptr::null_mut(),
+            std::ptr::null_mut(),
+        );
+        assert_eq!(result, 0, "openpty: {}", io::Error::last_os_error());
+        let mut settings: libc::termios = std::mem::zeroed();
+        assert_eq!(libc::tcgetattr(programs, &raw mut settings), 0);
+        libc::cfmakeraw(&raw mut settings);
+        assert_eq!(
+            libc::tcsetattr(programs, libc::TCSANOW, &raw const settings),
+            0
+        );
+        for descriptor in [person, programs] {
+            libc::fcntl(descriptor, libc::F_SETFD, libc::FD_CLOEXEC);
+        }
+        (OwnedFd::from_raw_fd(person), OwnedFd::from_raw_fd(programs))
+    }
+}
+
+/// Stops and starts a terminal's output, as ^S and ^Q do; tcflow(3).
+pub fn control_flow(terminal: &OwnedFd, action: i32) {
+    // SAFETY: integers only.
+    let result = unsafe { libc::tcflow(terminal.as_raw_fd(), action) };
+    assert_eq!(result, 0, "tcflow: {}", io::Error::last_os_error());
+}
+
+/// Writes to a pipe or a terminal until not an octet more fits. The mode of the descriptor, which others may share, stays as it is.
+pub fn fill(number: RawFd) {
+    use std::io::Write;
+    use std::os::unix::fs::OpenOptionsExt;
+    let again = std::fs::OpenOptions::new()
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+        .open(format!("/proc/self/fd/{number}"));
+    let mut again = again.unwrap();
+    for size in [4096, 1] {
+        while again.write(&vec![b'x'; size]).is_ok() {}
+    }
 }

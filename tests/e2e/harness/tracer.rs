@@ -1,8 +1,11 @@
 //! Follows the program and its processes with ptrace(2), without anything in them: lists their system calls by role, and makes
-//! one of these fail, or kills a process at one. Backends are let go when they begin. x86-64 only.
+//! one of these fail, or kills a process at one, or sets their clock. Backends are let go when they begin. x86-64 only.
 //!
 //! A call is made to fail by putting another in its place, close(-1), and an error in the place of that one's: the call that
 //! was asked for never happens. (No call at all, number -1, would be death: seccomp looks at what ptrace left.)
+//!
+//! The time of day is told in memory that the kernel shares with each process, without a call. So where the clock is to be another
+//! one, a new program is not told where that memory is, and asks.
 #![allow(unsafe_code)]
 
 use super::Process;
@@ -10,13 +13,16 @@ use super::program::{Program, Session};
 use super::sys;
 use nix::libc;
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Which part a process plays.
 pub type Role = &'static str;
@@ -52,6 +58,8 @@ pub struct Point {
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub enum Fault {
     Fails(i32),
+    /// This pipe, one of the test's descriptors, fills before the call is made.
+    Fills(i32),
     Killed,
 }
 
@@ -73,6 +81,29 @@ pub enum Wanted {
     At(Point, Fault),
 }
 
+/// The time of day of a run's processes: so many seconds from the machine's, and it may jump at any moment.
+#[derive(Clone, Debug, Default)]
+pub struct Clock(Arc<AtomicI64>);
+
+impl Clock {
+    /// So far ahead of the machine's.
+    pub fn set(&self, seconds: i64) {
+        self.0.store(seconds, Ordering::SeqCst);
+    }
+
+    /// It shows this time, in seconds since 1970.
+    pub fn set_to(&self, time: i64) {
+        self.set(time - Self::default().now());
+    }
+
+    /// The time that it shows, in seconds since 1970.
+    pub fn now(&self) -> i64 {
+        let machines = SystemTime::now().duration_since(UNIX_EPOCH);
+        let machines = machines.expect("after 1970").as_secs();
+        i64::try_from(machines).expect("before the end of time") + self.0.load(Ordering::SeqCst)
+    }
+}
+
 /// How a process of ours ended.
 #[derive(Clone, Copy, Debug)]
 pub struct Ended {
@@ -91,11 +122,14 @@ pub struct Trace {
     pub backends: Vec<i32>,
     /// All that were ours.
     pub all: Vec<i32>,
+    /// How often they were told the time of day by a [`Clock`].
+    pub told_time: u32,
 }
 
 /// A run under way, followed by a thread of its own.
 pub struct Tracing {
-    thread: JoinHandle<(Session, Trace)>,
+    /// Until somebody has waited for it.
+    thread: Option<JoinHandle<(Session, Trace)>>,
     started: Receiver<(super::Client, Process)>,
     done: Receiver<()>,
     alive: Arc<Mutex<BTreeMap<i32, Role>>>,
@@ -106,11 +140,31 @@ pub fn start(program: &Program, cast: Cast, wanted: Wanted) -> (super::Client, P
     start_by(program, cast, wanted, Program::start)
 }
 
+/// The same by another clock; all calls are listed.
+pub fn start_by_clock(
+    program: &Program,
+    cast: Cast,
+    clock: &Clock,
+) -> (super::Client, Process, Tracing) {
+    let clock = Some(clock.clone());
+    start_all(program, cast, Wanted::List, clock, Program::start)
+}
+
 /// The same; `begin` starts it.
 pub fn start_by(
     program: &Program,
     cast: Cast,
     wanted: Wanted,
+    begin: impl FnOnce(&Program) -> Session + Send + 'static,
+) -> (super::Client, Process, Tracing) {
+    start_all(program, cast, wanted, None, begin)
+}
+
+fn start_all(
+    program: &Program,
+    cast: Cast,
+    wanted: Wanted,
+    clock: Option<Clock>,
     begin: impl FnOnce(&Program) -> Session + Send + 'static,
 ) -> (super::Client, Process, Tracing) {
     let (tell_started, started) = channel();
@@ -124,6 +178,7 @@ pub fn start_by(
         let mut follower = Follower {
             cast,
             wanted,
+            clock,
             first: first.0,
             processes: BTreeMap::new(),
             early: BTreeSet::new(),
@@ -136,6 +191,7 @@ pub fn start_by(
                 ended: Vec::new(),
                 backends: Vec::new(),
                 all: Vec::new(),
+                told_time: 0,
             },
         };
         follower.know(first.0, cast.first);
@@ -148,7 +204,7 @@ pub fn start_by(
         (session, follower.trace)
     });
     let tracing = Tracing {
-        thread,
+        thread: Some(thread),
         started,
         done,
         alive,
@@ -165,8 +221,28 @@ impl Tracing {
         those.map(|(pid, _)| Process(*pid)).collect()
     }
 
+    /// All that are there now.
+    pub fn alive(&self) -> Vec<Process> {
+        self.alive
+            .lock()
+            .unwrap()
+            .keys()
+            .copied()
+            .map(Process)
+            .collect()
+    }
+
     /// Waits until the last of them has ended; with those that had to be killed because they did not.
-    pub fn finish(self, patience: Duration) -> (Session, Trace, Vec<Role>) {
+    pub fn finish(mut self, patience: Duration) -> (Session, Trace, Vec<Role>) {
+        let left = self.end(patience);
+        let thread = self.thread.take().expect("nobody has waited yet");
+        let (session, trace) = thread.join().unwrap_or_else(|panic| {
+            std::panic::resume_unwind(panic);
+        });
+        (session, trace, left)
+    }
+
+    fn end(&self, patience: Duration) -> Vec<Role> {
         let mut left = Vec::new();
         if self.done.recv_timeout(patience) == Err(RecvTimeoutError::Timeout) {
             loop {
@@ -185,10 +261,17 @@ impl Tracing {
                 }
             }
         }
-        let (session, trace) = self.thread.join().unwrap_or_else(|panic| {
-            std::panic::resume_unwind(panic);
-        });
-        (session, trace, left)
+        left
+    }
+}
+
+/// Of a test that fails: before somebody else reaps them, whom their tracer would miss.
+impl Drop for Tracing {
+    fn drop(&mut self) {
+        if let Some(thread) = self.thread.take() {
+            self.end(Duration::ZERO);
+            let _ = thread.join();
+        }
     }
 }
 
@@ -202,11 +285,14 @@ struct Traced {
     is_confining: bool,
     /// What it is told when close(-1) in the place of its call has returned, and what its first argument was.
     answer: Option<(i64, u64)>,
+    /// It asks for the time of day: where that will be.
+    time: Option<u64>,
 }
 
 struct Follower {
     cast: Cast,
     wanted: Wanted,
+    clock: Option<Clock>,
     first: i32,
     processes: BTreeMap<i32, Traced>,
     /// New ones that stopped before their parent's news of them came.
@@ -233,6 +319,7 @@ impl Follower {
             is_confined: false,
             is_confining: false,
             answer: None,
+            time: None,
         };
         self.processes.insert(pid, traced);
         self.alive.lock().unwrap().insert(pid, role);
@@ -273,6 +360,9 @@ impl Follower {
                 _ if signal == libc::SIGTRAP | 0x80 => self.called(pid),
                 _ if pid == self.first && !has_options && signal == libc::SIGTRAP => {
                     has_options = true;
+                    if self.clock.is_some() {
+                        hide_shared_clock(pid);
+                    }
                     let _ = request(libc::PTRACE_SETOPTIONS, pid, 0, OPTIONS as usize);
                     self.resume(pid, 0);
                 }
@@ -328,6 +418,9 @@ impl Follower {
         let traced = self.processes.get_mut(&pid).expect("known");
         traced.is_confining = call == libc::SYS_seccomp
             || call == libc::SYS_prctl && arguments[0] == libc::PR_SET_SECCOMP as u64;
+        let clocks = [libc::CLOCK_REALTIME, libc::CLOCK_REALTIME_COARSE].map(|clock| clock as u64);
+        let asks = call == libc::SYS_clock_gettime && clocks.contains(&arguments[0]);
+        traced.time = (self.clock.is_some() && asks).then_some(arguments[1]);
         // What was forked runs the program's own code from the start.
         if !self.has_begun && pid == self.first {
             return;
@@ -352,6 +445,7 @@ impl Follower {
                 match fault {
                     Fault::Killed => drop(sys::kill(pid, libc::SIGKILL)),
                     Fault::Fails(errno) => self.replace(pid, call, errno),
+                    Fault::Fills(pipe) => sys::fill(pipe),
                 }
             }
             Wanted::At(..) => {}
@@ -380,6 +474,12 @@ impl Follower {
         let traced = self.processes.get_mut(&pid).expect("known");
         if traced.is_confining && value == 0 {
             traced.is_confined = true;
+        }
+        if let (Some(clock), Some(place), 0) = (&self.clock, traced.time.take(), value) {
+            self.trace.told_time += 1;
+            let place = usize::try_from(place).expect("an address");
+            // The seconds come first, and it may have been killed.
+            let _ = request(libc::PTRACE_POKEDATA, pid, place, clock.now() as usize);
         }
         let Some((answer, first)) = traced.answer.take() else {
             return;
@@ -451,6 +551,34 @@ fn wait_for_any() -> Option<(i32, i32)> {
     }
 }
 
+/// Takes `AT_SYSINFO_EHDR` out of what a new program is told (getauxval(3)). It begins on top of its stack, behind the
+/// arguments and the environment.
+fn hide_shared_clock(pid: i32) {
+    const IGNORE: u64 = 1;
+    let memory = File::options()
+        .read(true)
+        .write(true)
+        .open(format!("/proc/{pid}/mem"))
+        .expect("its memory");
+    let word = |place: u64| {
+        let mut bytes = [0; 8];
+        memory.read_exact_at(&mut bytes, place).expect("its stack");
+        u64::from_ne_bytes(bytes)
+    };
+    let top = registers(pid).expect("it has stopped").rsp;
+    let mut place = top + 8 * (word(top) + 2);
+    while word(place) != 0 {
+        place += 8;
+    }
+    place += 8;
+    while word(place) != libc::AT_NULL {
+        if word(place) == libc::AT_SYSINFO_EHDR {
+            let _ = memory.write_all_at(&IGNORE.to_ne_bytes(), place);
+        }
+        place += 16;
+    }
+}
+
 fn has_signal(pid: i32) -> bool {
     // SAFETY: all zeroes are a valid value of this structure, which the kernel fills.
     let mut information: libc::siginfo_t = unsafe { std::mem::zeroed() };
@@ -476,6 +604,7 @@ use libc::user_regs_struct as Registers;
 struct Registers {
     rax: u64,
     rdi: u64,
+    rsp: u64,
     orig_rax: u64,
 }
 
