@@ -48,6 +48,7 @@ mod setup;
 mod soak;
 mod starttls;
 mod tickets;
+mod time;
 mod transcripts;
 
 use std::process::ExitCode;
@@ -90,6 +91,7 @@ fn main() -> ExitCode {
         listener::tests(),
         logging::tests(),
         tickets::tests(),
+        time::tests(),
         transcripts::tests(),
     ];
     let conclusion = libtest_mimic::run(&options, tests.into_iter().flatten().collect());
