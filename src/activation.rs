@@ -7,6 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::{
     SockaddrStorage, getpeername, getsockname, getsockopt, setsockopt, sockopt,
@@ -48,6 +49,8 @@ pub(crate) enum Peer {
     Gone,
     Listed,
     Stranger,
+    /// The system does not say.
+    Unknown,
 }
 
 /// What fd 2 is good for.
@@ -115,11 +118,12 @@ pub(crate) enum Activation {
 }
 
 impl Activation {
-    /// Takes what was handed over and leaves /dev/null on descriptors 0 and 1. With `listens`, these are not looked at.
+    /// Takes what was handed over and leaves /dev/null on descriptors 0 and 1. With `listens`, these are not looked at. Where there
+    /// is a client and yet no way on, it is told `goodbye`.
     ///
     /// # Errors
     /// `Setup` if what was handed over is no connection, `System` if a descriptor cannot be had.
-    pub(crate) fn take(listens: bool) -> Result<Self, Error> {
+    pub(crate) fn take(listens: bool, goodbye: &[u8]) -> Result<Self, Error> {
         let mut inherited = take_inherited()?;
         let is_listening = |socket: &OwnedFd| getsockopt(socket, sockopt::AcceptConn) == Ok(true);
         let listening = inherited
@@ -140,8 +144,12 @@ impl Activation {
             Some(socket) => Channel::new(socket, None),
             None => take_standard()?,
         };
-        put_null_on_standard()?;
-        Ok(Self::Connection(Connection::of(channel)))
+        let mut connection = Connection::of(channel);
+        if let Err(error) = put_null_on_standard() {
+            connection.part(goodbye);
+            return Err(error);
+        }
+        Ok(Self::Connection(connection))
     }
 }
 
@@ -325,13 +333,22 @@ impl Connection {
     /// it is none of them.
     pub(crate) fn is_from(&self, senders: &[Sender]) -> Peer {
         let peer = match (self.kind, self.addresses) {
-            (Kind::Inet, None) => return Peer::Gone,
+            (Kind::Inet, None) => return self.why_unknown(),
             (_, addresses) => addresses.map(|addresses| addresses.peer.ip()),
         };
         if senders.iter().any(|sender| sender.includes(peer)) {
             Peer::Listed
         } else {
             Peer::Stranger
+        }
+    }
+
+    fn why_unknown(&self) -> Peer {
+        let socket = self.channel.input();
+        let asked = socket.map(|socket| getpeername::<SockaddrStorage>(socket.as_raw_fd()));
+        match asked {
+            Some(Err(Errno::ENOTCONN)) => Peer::Gone,
+            _ => Peer::Unknown,
         }
     }
 

@@ -7,11 +7,12 @@ use crate::activation::{self, Activation, Stderr};
 use crate::check::{self, check};
 use crate::cli::{self, Options, Request};
 use crate::error::{EXIT_SETUP, Error, reason};
+use crate::imap::Policy;
 use crate::listener::{self, Sockets};
 use crate::log::{Destination, Log, Verbosity};
 use crate::relay::Children;
 use crate::service::Serving;
-use crate::session::{UNAVAILABLE, conclude, is_welcome, session};
+use crate::session::{conclude, goodbye, is_welcome, session};
 use crate::sys;
 use crate::tls::examine_processor;
 
@@ -58,10 +59,16 @@ fn refuse(error: &Error, stderr: Stderr) -> u8 {
         stderr == Stderr::Usable,
     );
     let mut words = std::env::args_os().chain(std::env::var_os("IMAP_TLS_TLS"));
-    let is_implicit = words.any(|word| word.to_string_lossy().contains("implicit"));
-    if let Ok(Activation::Connection(mut connection)) = Activation::take(false) {
+    let goodbye = goodbye(
+        if words.any(|word| word.to_string_lossy().contains("implicit")) {
+            Policy::Implicit
+        } else {
+            Policy::Required
+        },
+    );
+    if let Ok(Activation::Connection(mut connection)) = Activation::take(false, goodbye) {
         log.set_subject(&connection);
-        connection.part(if is_implicit { b"" } else { UNAVAILABLE });
+        connection.part(goodbye);
     }
     log.error(error);
     error.exit_status()
@@ -73,7 +80,8 @@ fn serve(options: Box<Options>, source: cli::Source, stderr: Stderr) -> u8 {
         options.verbosity,
         stderr == Stderr::Usable,
     );
-    let result = Activation::take(!options.listening.addresses.is_empty());
+    let listens = !options.listening.addresses.is_empty();
+    let result = Activation::take(listens, goodbye(options.policy));
     let result = result.and_then(|activation| match activation {
         Activation::Connection(mut connection) => {
             // Only the listener reads its options again.

@@ -19,8 +19,17 @@ use crate::tls::{Tls, examine_processor};
 use crate::trust::Trust;
 
 /// What a client is told when the fault is ours (RFC 5530 section 3).
-pub(crate) const UNAVAILABLE: &[u8] =
+const UNAVAILABLE: &[u8] =
     b"* BYE [UNAVAILABLE] the server is not set up correctly, try again later\r\n";
+
+/// What such a client is told in clear.
+pub(crate) fn goodbye(policy: Policy) -> &'static [u8] {
+    if policy == Policy::Implicit {
+        b""
+    } else {
+        UNAVAILABLE
+    }
+}
 
 /// Where balancers are expected, nobody else is served: anybody could write any address into a header. Not an octet is read.
 pub(crate) fn is_welcome(connection: &Connection, senders: &[Sender], log: &Log) -> bool {
@@ -31,6 +40,7 @@ pub(crate) fn is_welcome(connection: &Connection, senders: &[Sender], log: &Log)
         Peer::Gone => log.debug("gone before it could be asked for its address (a health check?)"),
         Peer::Listed => return true,
         Peer::Stranger => log.info("refused: not among the balancers (--proxy-from)"),
+        Peer::Unknown => log.error("refused: its address cannot be learnt (--proxy-from)"),
     }
     false
 }
@@ -85,11 +95,7 @@ pub(crate) fn conclude(
         }
         Err(error) => {
             log.error(&error);
-            connection.part(if options.policy == Policy::Implicit {
-                b""
-            } else {
-                UNAVAILABLE
-            });
+            connection.part(goodbye(options.policy));
             error.exit_status()
         }
     }

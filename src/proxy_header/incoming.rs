@@ -8,6 +8,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags};
 
 use crate::activation::Addresses;
@@ -38,6 +39,18 @@ pub enum Fault {
     Silent,
     /// It is longer than we read.
     TooLong,
+    /// The system has a reason not to read it.
+    Unreadable(Errno),
+}
+
+impl Fault {
+    fn ended_after(read: &[u8]) -> Self {
+        if read.is_empty() {
+            Self::Silent
+        } else {
+            Self::CutOff
+        }
+    }
 }
 
 /// How long a balancer may take for the whole header, which it sends with, or before, the client's first octets.
@@ -83,9 +96,15 @@ pub(crate) fn receive(
         match received {
             Ok(Received::Bytes(_)) => {}
             Ok(Received::Later) => wait_for(channel, deadline),
-            // HAProxy ends its health checks by a reset.
-            Ok(Received::End) | Err(_) if header.is_empty() => return Err(Fault::Silent),
-            Ok(Received::End) | Err(_) => return Err(Fault::CutOff),
+            Ok(Received::End) => return Err(Fault::ended_after(&header)),
+            Err(error) => {
+                return Err(match Errno::try_from(error) {
+                    // HAProxy ends its health checks by a reset.
+                    Ok(Errno::ECONNRESET) => Fault::ended_after(&header),
+                    Ok(errno) => Fault::Unreadable(errno),
+                    Err(_) => Fault::CutOff,
+                });
+            }
         }
     }
 }
@@ -244,6 +263,7 @@ impl fmt::Display for Fault {
                 f,
                 "it is longer than {V1_LIMIT} octets in version 1, or {LIMIT} in version 2"
             ),
+            Self::Unreadable(errno) => write!(f, "it cannot be read: {}", errno.desc()),
         }
     }
 }
