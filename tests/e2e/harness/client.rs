@@ -226,8 +226,11 @@ impl Client {
     fn hear_server(&mut self) -> Result<(), String> {
         let deadline = Instant::now() + self.patience;
         while self.tls().is_handshaking() {
-            self.wait_to_read(deadline, "TLS handshake");
-            self.read_once();
+            // The server may have ended when the first flight was sent.
+            if self.end.is_none() {
+                self.wait_to_read(deadline, "TLS handshake");
+                self.read_once();
+            }
             if let Some(end) = &self.end {
                 // What rustls wants to say about it (an alert) is sent, as any client would.
                 let end = end.clone();
@@ -302,8 +305,10 @@ impl Client {
         let deadline = Instant::now() + self.patience;
         self.flush_tls();
         while self.tls().is_handshaking() {
-            self.wait_to_read(deadline, "TLS handshake");
-            self.read_once();
+            if self.end.is_none() {
+                self.wait_to_read(deadline, "TLS handshake");
+                self.read_once();
+            }
             self.flush_tls();
             if let Some(end) = &self.end {
                 return Err(format!("{end:?}"));
