@@ -382,20 +382,18 @@ impl Scenario {
 
 /// Has the listener read all anew; returns when it has said how that went, or has ended.
 fn reload(listener: Process, tracing: &tracer::Tracing, log: Option<&Path>) {
-    if tracing.processes("listener").is_empty() {
+    let says = |all: &[&str]| {
+        let text = log.and_then(|log| std::fs::read_to_string(log).ok());
+        text.is_some_and(|text| all.iter().any(|words| text.contains(words)))
+    };
+    // One that fails to start has not taken the signal in hand.
+    if !says(&["imap-tls: listening on "]) || tracing.processes("listener").is_empty() {
         return;
     }
     let _ = sys::kill(listener.0, libc::SIGHUP);
     // Where even the line fails there is no telling.
     let deadline = Instant::now() + Duration::from_secs(3);
-    let is_told = || {
-        let text = log.and_then(|log| std::fs::read_to_string(log).ok());
-        text.is_some_and(|text| {
-            ["imap-tls: reloaded", "nothing was renewed"]
-                .iter()
-                .any(|words| text.contains(words))
-        })
-    };
+    let is_told = || says(&["imap-tls: reloaded", "nothing was renewed"]);
     while !is_told() && !tracing.processes("listener").is_empty() && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(3));
     }
