@@ -1,4 +1,4 @@
-/* generate - system call filters as search trees, made by libseccomp from the tables of src/sandbox/filter.rs.
+/* generate - system call filters as search trees, made by libseccomp from the tables of src/sandbox/filter/tables.rs.
  *
  * Reads lines "arch NAME", "filter NAME", "any CALL", "are CALL INDEX=VALUE...", "lacks CALL INDEX MASK"; writes Rust.
  * Numbers are decimal. Used by tests/filters/run alone. */
@@ -100,7 +100,7 @@ int main(void) {
         if (strcmp(word, "arch") == 0) {
             if (scanf("%63s", word) != 1 || !(architecture = seccomp_arch_resolve_name(word)))
                 fail("unknown architecture");
-            printf("//! Made by tests/filters/run from the tables in filter.rs; not to be edited.\n\n");
+            printf("//! Made by tests/filters/run from the tables in tables.rs; not to be edited.\n\n");
             printf("use super::{instruction, sock_filter};\n\n");
         } else if (strcmp(word, "filter") == 0)
             begin();

@@ -1,5 +1,7 @@
 //! The tables, the trees that libseccomp made of them and what seccompiler makes of them agree, by running all of them.
 
+use nix::libc;
+
 use super::*;
 
 const ROLES: [(&str, Role); 4] = [

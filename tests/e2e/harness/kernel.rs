@@ -16,6 +16,7 @@ pub struct Kernel {
     landlock: Result<u64, i32>,
     has_mdwe: bool,
     has_filters: bool,
+    has_statx: bool,
 }
 
 impl Kernel {
@@ -24,6 +25,7 @@ impl Kernel {
         landlock: Ok(u64::MAX),
         has_mdwe: true,
         has_filters: true,
+        has_statx: true,
     };
 
     /// Its Landlock is of this ABI.
@@ -45,6 +47,14 @@ impl Kernel {
     pub const fn without_mdwe(self) -> Self {
         Self {
             has_mdwe: false,
+            ..self
+        }
+    }
+
+    /// It is older than Linux 4.11, or the container's manager is.
+    pub const fn without_statx(self) -> Self {
+        Self {
+            has_statx: false,
             ..self
         }
     }
@@ -71,7 +81,7 @@ impl Kernel {
     }
 
     /// Puts the calling thread on it for good.
-    fn enter(self) {
+    pub fn enter(self) {
         let program = self.filter();
         let description = libc::sock_fprog {
             len: program.len() as u16,
@@ -114,6 +124,12 @@ impl Kernel {
             program.extend(if_equal(
                 libc::SYS_landlock_restrict_self as u32,
                 &[give(error(errno))],
+            ));
+        }
+        if !self.has_statx {
+            program.extend(if_equal(
+                libc::SYS_statx as u32,
+                &[give(error(libc::ENOSYS))],
             ));
         }
         let by_argument = |call: libc::c_long, argument: u32, answer| {

@@ -74,10 +74,12 @@ pub struct Seen {
 }
 
 /// What is wanted of a run.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Wanted {
     /// All calls are listed.
     List,
+    /// The same, of a program that is not told where the kernel shares the time of day: it asks.
+    ListWithoutClock,
     At(Point, Fault),
 }
 
@@ -113,7 +115,7 @@ pub struct Ended {
 
 /// What a run was.
 pub struct Trace {
-    /// With [`Wanted::List`].
+    /// Where they were to be listed.
     pub seen: Vec<Seen>,
     /// Whether the point was reached.
     pub is_hit: bool,
@@ -360,7 +362,7 @@ impl Follower {
                 _ if signal == libc::SIGTRAP | 0x80 => self.called(pid),
                 _ if pid == self.first && !has_options && signal == libc::SIGTRAP => {
                     has_options = true;
-                    if self.clock.is_some() {
+                    if self.clock.is_some() || self.wanted == Wanted::ListWithoutClock {
                         hide_shared_clock(pid);
                     }
                     let _ = request(libc::PTRACE_SETOPTIONS, pid, 0, OPTIONS as usize);
@@ -434,7 +436,7 @@ impl Follower {
         };
         *count += 1;
         match self.wanted {
-            Wanted::List => self.trace.seen.push(Seen {
+            Wanted::List | Wanted::ListWithoutClock => self.trace.seen.push(Seen {
                 point,
                 arguments,
                 pid,

@@ -2,6 +2,9 @@
 //! what came of it; with all protections, and with the upper ones taken away, so that the lower ones are seen to hold by themselves.
 //! And other kernels, which have less.
 
+mod minimal;
+mod tour;
+
 use crate::harness::kernel::Kernel;
 use crate::harness::ptrace::{Arg, Gate, Outcome, inject_by};
 use crate::harness::*;
@@ -89,6 +92,7 @@ pub fn tests() -> Vec<Trial> {
             units,
         ),
     ]);
+    tests.extend(minimal::tests());
     tests
 }
 
@@ -728,6 +732,7 @@ const ROWS: &[Row] = &[
     row("arch_prctl", libc::SYS_arch_prctl, |_| {
         vec![n(0x1001), ZERO]
     }),
+    row("brk", libc::SYS_brk, |_| vec![ZERO]),
     row("process_madvise", libc::SYS_process_madvise, |_| {
         vec![ZERO, ZEROES, ZERO, ZERO, ZERO]
     }),
@@ -763,6 +768,12 @@ const ROWS: &[Row] = &[
         libc::SYS_landlock_restrict_self,
         |_| vec![ZERO, ZERO],
     ),
+    // What makes exploits easier, and is of no use here.
+    row("rt_sigreturn", libc::SYS_rt_sigreturn, |_| vec![]),
+    row("rt_sigaction", libc::SYS_rt_sigaction, |_| {
+        vec![n(libc::SIGUSR1.into()), ZERO, ZERO, n(8)]
+    }),
+    row("restart_syscall", libc::SYS_restart_syscall, |_| vec![]),
     row("inotify_init1", libc::SYS_inotify_init1, |_| vec![ZERO]),
     row("fanotify_init", libc::SYS_fanotify_init, |_| {
         vec![ZERO, ZERO]
