@@ -20,6 +20,7 @@
 mod activation;
 mod admission;
 mod backend;
+mod buffer;
 mod channel;
 mod check;
 mod cli;

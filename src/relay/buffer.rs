@@ -1,9 +1,11 @@
 //! A byte queue whose reader and writer agree on a limit, and that holds no memory while it is empty and idle.
 
+use crate::buffer::Buffer;
+
 /// Bytes waiting to be written to a peer.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
-    bytes: Vec<u8>,
+    bytes: Buffer,
     /// Octets at the start that are written already.
     done: usize,
 }
@@ -15,17 +17,17 @@ pub(super) const QUEUE_LIMIT: usize = 64 * 1024;
 impl Queue {
     /// Adds bytes at the end.
     pub(super) fn push(&mut self, bytes: &[u8]) {
-        self.bytes.extend_from_slice(bytes);
+        self.bytes.extend(bytes);
     }
 
-    /// The end of the queue, for those who append to a `Vec`.
-    pub(super) fn tail(&mut self) -> &mut Vec<u8> {
+    /// The end of the queue, for those who write there themselves.
+    pub(super) fn tail(&mut self) -> &mut Buffer {
         &mut self.bytes
     }
 
     /// What is to be written next: everything.
     pub(super) fn front(&self) -> &[u8] {
-        self.bytes.get(self.done..).unwrap_or_default()
+        self.bytes.filled().get(self.done..).unwrap_or_default()
     }
 
     /// Takes away what was written.
@@ -35,7 +37,7 @@ impl Queue {
             self.clear();
         } else if self.done >= QUEUE_LIMIT {
             // A slow peer's queue may never be empty, and what was written must not pile up before what was not.
-            self.bytes.drain(..self.done);
+            self.bytes.consume(self.done);
             self.done = 0;
         }
     }
@@ -72,7 +74,7 @@ mod tests {
         let mut queue = Queue::default();
         queue.push(b"abc");
         queue.consume(2);
-        queue.tail().extend_from_slice(b"def");
+        queue.tail().extend(b"def");
         assert_eq!(queue.front(), b"cdef");
         queue.consume(usize::MAX);
         assert!(queue.is_empty() && queue.front().is_empty());
@@ -98,7 +100,7 @@ mod tests {
             queue.consume(1000);
         }
         assert_eq!(queue.front(), [last; 1000]);
-        assert!(queue.tail().capacity() < 4 * QUEUE_LIMIT);
+        assert!(queue.tail().len() < 4 * QUEUE_LIMIT);
     }
 
     #[test]
@@ -109,6 +111,6 @@ mod tests {
         assert_eq!(queue.front().len(), QUEUE_LIMIT);
         queue.consume(QUEUE_LIMIT);
         queue.give_back();
-        assert_eq!(queue.tail().capacity(), 0);
+        assert!(!queue.tail().holds_memory());
     }
 }

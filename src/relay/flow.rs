@@ -7,6 +7,7 @@ use super::ending::Direction;
 use super::report::Report;
 use super::{BackendSource, LINGER_OCTETS, Relay};
 use crate::backend::Backend;
+use crate::buffer::Buffer;
 use crate::imap::{Action, CloseReason, Entry, Policy, Preauth};
 use crate::log::Escaped;
 use crate::tls::{Facts, Progress};
@@ -56,7 +57,7 @@ impl<'a> Relay<'a> {
             to_client: super::Queue::default(),
             to_backend: super::Queue::default(),
             scratch: Vec::new(),
-            plaintext: Vec::new(),
+            plaintext: Buffer::default(),
             client_input: Direction::Open,
             client_output: Direction::Open,
             backend_input: Direction::Absent,
@@ -197,7 +198,7 @@ impl<'a> Relay<'a> {
                     self.secure();
                 }
                 if !plaintext.is_empty() {
-                    self.client_said(&plaintext);
+                    self.client_said(plaintext.filled());
                 }
                 if progress == Progress::PeerClosed {
                     self.client_ended();

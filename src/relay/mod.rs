@@ -28,6 +28,7 @@ pub(crate) use report::Report;
 
 use crate::activation::Addresses;
 use crate::backend::{Backend, Launcher};
+use crate::buffer::Buffer;
 use crate::channel::{Channel, Received};
 use crate::connector::{Connecting, Connector};
 use crate::error::reason;
@@ -141,7 +142,7 @@ struct Relay<'a> {
     /// Where bytes are read into; empty while idle.
     scratch: Vec<u8>,
     /// What the client said inside TLS, before login.
-    plaintext: Vec<u8>,
+    plaintext: Buffer,
     client_input: Direction,
     client_output: Direction,
     backend_input: Direction,
@@ -361,7 +362,7 @@ impl Relay<'_> {
 
     fn give_back_memory(&mut self) {
         self.scratch = Vec::new();
-        self.plaintext = Vec::new();
+        self.plaintext = Buffer::default();
         self.parts.tls.give_back_memory();
         self.to_client.give_back();
         self.to_backend.give_back();

@@ -7,6 +7,7 @@ use rustls::unbuffered::{ConnectionState, EncodeError, EncryptError, UnbufferedS
 use rustls::{Error, ServerConfig};
 
 use super::Progress;
+use crate::buffer::Buffer;
 
 /// How much of a record may be left over from one read to the next (RFC 8446 section 5.2, RFC 5246 section 6.2.3).
 const RECORD_LIMIT: usize = 5 + 16_384 + 2048;
@@ -15,9 +16,8 @@ const RECORD_LIMIT: usize = 5 + 16_384 + 2048;
 pub(super) struct Engine {
     /// Boxed, since it is large and handed up through frames of which each would keep a copy.
     pub(super) connection: Box<UnbufferedServerConnection>,
-    /// Records, or parts of one: the first `filled` octets; the rest is room to read into.
-    incoming: Vec<u8>,
-    filled: usize,
+    /// Records, or parts of one, and room to read into.
+    incoming: Buffer,
     has_sent_alert: bool,
     is_failed: bool,
     is_peer_closed: bool,
@@ -31,8 +31,7 @@ impl Engine {
     pub(super) fn new(config: Arc<ServerConfig>) -> Result<Self, Error> {
         Ok(Self {
             connection: Box::new(UnbufferedServerConnection::new(config)?),
-            incoming: Vec::new(),
-            filled: 0,
+            incoming: Buffer::default(),
             has_sent_alert: false,
             is_failed: false,
             is_peer_closed: false,
@@ -41,20 +40,13 @@ impl Engine {
 
     /// Where to read the next `size` octets from the client to.
     pub(super) fn room(&mut self, size: usize) -> &mut [u8] {
-        let end = self.filled.saturating_add(size);
-        if self.incoming.is_empty() {
-            // Not `resize`: zeroed memory from the system costs nothing until it is touched.
-            self.incoming = vec![0; end + RECORD_LIMIT];
-        } else if self.incoming.len() < end {
-            self.incoming.resize(end, 0);
-        }
-        self.incoming.get_mut(self.filled..end).unwrap_or_default()
+        self.incoming.prepare(size.saturating_add(RECORD_LIMIT));
+        self.incoming.room(size)
     }
 
-    /// The `count` octets that were just read.
-    pub(super) fn arrived(&self, count: usize) -> &[u8] {
-        let end = self.filled.saturating_add(count);
-        self.incoming.get(self.filled..end).unwrap_or_default()
+    /// The `count` octets that were just read, and are in the room.
+    pub(super) fn arrived(&mut self, count: usize) -> &[u8] {
+        self.incoming.room(count)
     }
 
     /// Takes `count` octets that were read to where [`Engine::room`] said; what the client said is appended to `plaintext`, what
@@ -65,10 +57,10 @@ impl Engine {
     pub(super) fn receive(
         &mut self,
         count: usize,
-        plaintext: &mut Vec<u8>,
-        outgoing: &mut Vec<u8>,
+        plaintext: &mut Buffer,
+        outgoing: &mut Buffer,
     ) -> Result<Progress, Error> {
-        self.filled = self.filled.saturating_add(count).min(self.incoming.len());
+        self.incoming.fill(count);
         self.work(plaintext, outgoing, |_, _| Ok(()))
     }
 
@@ -76,7 +68,7 @@ impl Engine {
     ///
     /// # Errors
     /// rustls's: before the handshake is over, after close_notify, or when the keys are worn out.
-    pub(super) fn send(&mut self, plaintext: &[u8], outgoing: &mut Vec<u8>) -> Result<(), Error> {
+    pub(super) fn send(&mut self, plaintext: &[u8], outgoing: &mut Buffer) -> Result<(), Error> {
         self.write(outgoing, |traffic, room| traffic.encrypt(plaintext, room))
     }
 
@@ -84,16 +76,16 @@ impl Engine {
     ///
     /// # Errors
     /// rustls's, before the handshake is over or after an alert.
-    pub(super) fn close(&mut self, outgoing: &mut Vec<u8>) -> Result<(), Error> {
+    pub(super) fn close(&mut self, outgoing: &mut Buffer) -> Result<(), Error> {
         self.write(outgoing, |traffic, room| traffic.queue_close_notify(room))
     }
 
     fn write(
         &mut self,
-        outgoing: &mut Vec<u8>,
+        outgoing: &mut Buffer,
         mut encrypt: impl FnMut(&mut WriteTraffic<'_>, &mut [u8]) -> Result<usize, EncryptError>,
     ) -> Result<(), Error> {
-        let mut plaintext = Vec::new();
+        let mut plaintext = Buffer::default();
         let mut is_written = false;
         self.work(&mut plaintext, outgoing, |mut traffic, outgoing| {
             is_written = true;
@@ -118,23 +110,27 @@ impl Engine {
     /// The library keeps places in `incoming` between calls, so it is always given the same bytes, less what it gave up.
     fn work(
         &mut self,
-        plaintext: &mut Vec<u8>,
-        outgoing: &mut Vec<u8>,
-        mut write: impl FnMut(WriteTraffic<'_>, &mut Vec<u8>) -> Result<(), Error>,
+        plaintext: &mut Buffer,
+        outgoing: &mut Buffer,
+        mut write: impl FnMut(WriteTraffic<'_>, &mut Buffer) -> Result<(), Error>,
     ) -> Result<Progress, Error> {
         if self.is_failed {
             return Err(Error::General("the TLS session has failed".to_owned()));
         }
         let mut used = 0;
         let result = loop {
-            let rest = self.incoming.get_mut(used..self.filled).unwrap_or_default();
+            let rest = self
+                .incoming
+                .filled_mut()
+                .get_mut(used..)
+                .unwrap_or_default();
             let UnbufferedStatus { mut discard, state } = self.connection.process_tls_records(rest);
             let step = match state {
                 Ok(ConnectionState::ReadTraffic(mut traffic)) => loop {
                     match traffic.next_record() {
                         Some(Ok(record)) => {
                             discard += record.discard;
-                            plaintext.extend_from_slice(record.payload);
+                            plaintext.extend(record.payload);
                         }
                         Some(Err(error)) => break Err(error),
                         None => break Ok(None),
@@ -180,24 +176,22 @@ impl Engine {
             let _ = self.encode_alert(outgoing);
             self.has_sent_alert = outgoing.len() > before;
         }
-        let used = used.min(self.filled);
-        self.incoming.copy_within(used..self.filled, 0);
         // After close_notify nothing that the client sends is read.
-        self.filled = if self.is_peer_closed {
-            0
+        self.incoming.consume(if self.is_peer_closed {
+            usize::MAX
         } else {
-            self.filled - used
-        };
+            used
+        });
         result
     }
 
     /// After a fault: what is still to be sent, the alert last. The session reads nothing any more; where it has something to
     /// send it says so before it looks at its input.
-    fn encode_alert(&mut self, outgoing: &mut Vec<u8>) -> Result<(), Error> {
+    fn encode_alert(&mut self, outgoing: &mut Buffer) -> Result<(), Error> {
         while self.connection.wants_write() {
             match self
                 .connection
-                .process_tls_records(self.incoming.get_mut(..self.filled).unwrap_or_default())
+                .process_tls_records(self.incoming.filled_mut())
                 .state?
             {
                 ConnectionState::EncodeTlsData(data) => encode(data, outgoing)?,
@@ -210,8 +204,8 @@ impl Engine {
     /// Gives memory back while no record is under way. Not after each: a buffer that is made anew for every read costs more
     /// than the cipher.
     pub(super) fn give_back_memory(&mut self) {
-        if self.filled == 0 {
-            self.incoming = Vec::new();
+        if self.incoming.is_empty() {
+            self.incoming = Buffer::default();
         }
     }
 
@@ -222,14 +216,14 @@ impl Engine {
 
     /// Whether there is memory that could be given back.
     pub(super) fn holds_memory(&self) -> bool {
-        self.incoming.capacity() > 0
+        self.incoming.holds_memory()
     }
 }
 
 type WriteTraffic<'a> = rustls::unbuffered::WriteTraffic<'a, ServerConnectionData>;
 type EncodeTlsData<'a> = rustls::unbuffered::EncodeTlsData<'a, ServerConnectionData>;
 
-fn encode(mut data: EncodeTlsData<'_>, outgoing: &mut Vec<u8>) -> Result<(), Error> {
+fn encode(mut data: EncodeTlsData<'_>, outgoing: &mut Buffer) -> Result<(), Error> {
     append(outgoing, |room| match data.encode(room) {
         Ok(count) => Ok(Ok(count)),
         Err(EncodeError::InsufficientSize(size)) => Ok(Err(size.required_size)),
@@ -239,16 +233,14 @@ fn encode(mut data: EncodeTlsData<'_>, outgoing: &mut Vec<u8>) -> Result<(), Err
 
 /// Appends to `outgoing` what `encode` writes, asking it first how much room it needs.
 fn append(
-    outgoing: &mut Vec<u8>,
+    outgoing: &mut Buffer,
     mut encode: impl FnMut(&mut [u8]) -> Result<Result<usize, usize>, Error>,
 ) -> Result<(), Error> {
-    let start = outgoing.len();
     let mut room = 0;
     loop {
-        outgoing.resize(start + room, 0);
-        match encode(outgoing.get_mut(start..).unwrap_or_default())? {
+        match encode(outgoing.room(room))? {
             Ok(count) => {
-                outgoing.truncate(start + count);
+                outgoing.fill(count);
                 return Ok(());
             }
             Err(required) if required > room => room = required,

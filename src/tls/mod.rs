@@ -27,6 +27,7 @@ pub(crate) use client_identity::ClientIdentity;
 pub(crate) use facts::{FACTS_LENGTH, Facts};
 pub(crate) use resolver::{Certified, UnknownName};
 
+use crate::buffer::Buffer;
 use crate::clock;
 use crate::host_name::HostName;
 use engine::Engine;
@@ -238,8 +239,8 @@ impl Tls {
     pub(crate) fn receive(
         &mut self,
         count: usize,
-        plaintext: &mut Vec<u8>,
-        outgoing: &mut Vec<u8>,
+        plaintext: &mut Buffer,
+        outgoing: &mut Buffer,
     ) -> Result<Progress, Error> {
         let missing = OPENING_LENGTH.saturating_sub(self.opening.len());
         if missing > 0 {
@@ -251,7 +252,7 @@ impl Tls {
         if let (Err(_), Some(refusal)) = (&result, self.resolver.refusal()) {
             // The library has one alert for all reasons not to show a certificate. Nothing is encrypted yet.
             outgoing.truncate(before);
-            outgoing.extend_from_slice(&clear_alert(refusal.alert()));
+            outgoing.extend(&clear_alert(refusal.alert()));
         }
         result
     }
@@ -260,7 +261,7 @@ impl Tls {
     ///
     /// # Errors
     /// rustls's: before the handshake is over, after close_notify, or when the keys are worn out.
-    pub(crate) fn send(&mut self, plaintext: &[u8], outgoing: &mut Vec<u8>) -> Result<(), Error> {
+    pub(crate) fn send(&mut self, plaintext: &[u8], outgoing: &mut Buffer) -> Result<(), Error> {
         self.engine.send(plaintext, outgoing)
     }
 
@@ -268,7 +269,7 @@ impl Tls {
     ///
     /// # Errors
     /// rustls's, before the handshake is over or after an alert.
-    pub(crate) fn close(&mut self, outgoing: &mut Vec<u8>) -> Result<(), Error> {
+    pub(crate) fn close(&mut self, outgoing: &mut Buffer) -> Result<(), Error> {
         self.engine.close(outgoing)
     }
 
@@ -431,7 +432,7 @@ mod tests {
             b"\x17\x03\x03\x00\x05hello",
             b"\x14\x03\x03\x00\x01\x01",
         ] {
-            let (mut plaintext, mut outgoing) = (Vec::new(), Vec::new());
+            let (mut plaintext, mut outgoing) = (Buffer::default(), Buffer::default());
             let mut server = server();
             let receive = |server: &mut Tls, plaintext: &mut _, outgoing: &mut _| {
                 server.room(garbage.len()).copy_from_slice(garbage);
