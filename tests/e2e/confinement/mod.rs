@@ -175,6 +175,8 @@ struct Context {
     /// `struct sockaddr_un` of abstract sockets that listen, and take datagrams.
     stream: Vec<u8>,
     datagram: Vec<u8>,
+    /// [`RIGHTS`] to the latter.
+    rights: Vec<u8>,
     /// A file of root's, which root alone may read: as a path, and as one that begins below.
     file: Vec<u8>,
     dotted: Vec<u8>,
@@ -214,6 +216,7 @@ impl Context {
             inet: inet(tcp.local_addr().unwrap().port()),
             any_port: inet(0),
             stream: unix(&name("stream")),
+            rights: rights_to(&unix(&name("datagram"))),
             datagram: unix(&name("datagram")),
             file: format!("{file}\0").into(),
             dotted: format!("../../../../../../../..{file}\0").into(),
@@ -360,6 +363,16 @@ const RIGHTS: [u8; 104] = {
     bytes
 };
 const RIGHTS_LINKS: &[(usize, usize)] = &[(16, 64), (32, 80), (64, 56)];
+/// The same to an address, which follows.
+const ADDRESSED_LINKS: &[(usize, usize)] = &[(0, 104), (16, 64), (32, 80), (64, 56)];
+
+fn rights_to(address: &[u8]) -> Vec<u8> {
+    let mut bytes = RIGHTS.to_vec();
+    bytes[8] = address.len() as u8;
+    bytes.extend(address);
+    bytes
+}
+
 /// `struct iovec` of eight octets behind it.
 const VECTOR: [u8; 24] = {
     let mut bytes = [0; 24];
@@ -572,6 +585,14 @@ const ROWS: &[Row] = &[
     row("sendmsg with a descriptor", libc::SYS_sendmsg, |_| {
         vec![n(3), Arg::Linked(&RIGHTS, RIGHTS_LINKS), ZERO]
     }),
+    row(
+        "sendmsg with a descriptor to an abstract socket",
+        libc::SYS_sendmsg,
+        |c| vec![last(c), Arg::Linked(&c.rights, ADDRESSED_LINKS), ZERO],
+    )
+    .after(libc::SYS_socket, UNIX_DATAGRAM)
+    .refused(libc::EPERM)
+    .bare(Succeeds),
     row("sendmmsg", libc::SYS_sendmmsg, |_| {
         vec![n(3), Arg::Linked(&RIGHTS, RIGHTS_LINKS), n(1), ZERO]
     }),
@@ -1482,7 +1503,9 @@ fn abis(test: &Test) {
             let (since, errno) = match row.name {
                 "openat" => (1, libc::EACCES),
                 "connect by TCP" | "bind of a TCP port" => (4, libc::EACCES),
-                "connect to an abstract socket" | "sendto an abstract socket" => (6, libc::EPERM),
+                "connect to an abstract socket"
+                | "sendto an abstract socket"
+                | "sendmsg with a descriptor to an abstract socket" => (6, libc::EPERM),
                 _ if row.is_signal() => (6, libc::EPERM),
                 _ => continue,
             };
@@ -1491,7 +1514,7 @@ fn abis(test: &Test) {
             differences.note(&format!("ABI {abi}: {}", row.name), expected, outcome);
         }
     }
-    differences.end(72);
+    differences.end(80);
 }
 
 impl Stage {
