@@ -407,6 +407,7 @@ impl<'a, 'b> World<'a, 'b> {
             return;
         };
         if is_leaving {
+            backend.push();
             if !backend.outbox.is_empty() {
                 // It ends with its words unwritten.
                 self.model.is_cut = true;
