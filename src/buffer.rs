@@ -28,9 +28,9 @@ impl Buffer {
         self.filled == 0
     }
 
-    /// Whether there is memory that could be given back.
-    pub(crate) fn holds_memory(&self) -> bool {
-        self.bytes.capacity() > 0
+    /// For how many bytes there is memory.
+    pub(crate) fn capacity(&self) -> usize {
+        self.bytes.capacity()
     }
 
     /// Has memory for so many bytes, if it has none; from the system, which costs nothing until it is touched.
@@ -91,7 +91,7 @@ mod tests {
     #[test]
     fn what_was_written_is_there_whichever_way() {
         let mut buffer = Buffer::default();
-        assert!(!buffer.holds_memory());
+        assert_eq!(buffer.capacity(), 0);
         buffer.extend(b"abc");
         buffer.room(10).fill(b'x');
         buffer.fill(2);
@@ -105,7 +105,7 @@ mod tests {
         buffer.extend(b"z");
         assert_eq!((buffer.filled(), buffer.len()), (b"yyyz".as_slice(), 4));
         buffer.consume(usize::MAX);
-        assert!(buffer.is_empty() && buffer.holds_memory());
+        assert!(buffer.is_empty() && buffer.capacity() > 0);
         buffer.extend(b"a");
         buffer.clear();
         assert_eq!(buffer.filled(), b"");

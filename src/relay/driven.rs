@@ -132,7 +132,7 @@ pub fn drive<T>(setup: &Setup, play: impl FnOnce(&mut Driven<'_>, Peers) -> T) -
         proxy: None,
         tls: tls(),
     };
-    let mut relay = Relay::boxed(parts);
+    let mut relay = Relay::new(parts);
     relay.begin();
     let mut driven = Driven {
         relay,

@@ -27,11 +27,7 @@ pub(super) enum Phase {
 impl<'a> Relay<'a> {
     /// On the heap, by a frame of its own: an idle connection keeps each page of its stack.
     #[inline(never)]
-    pub(super) fn boxed(parts: super::Parts<'a>) -> Box<Self> {
-        Box::new(Self::new(parts))
-    }
-
-    fn new(parts: super::Parts<'a>) -> Self {
+    pub(super) fn new(parts: super::Parts<'a>) -> Box<Self> {
         let report = Report::new(parts.policy, parts.proxy.clone());
         let deadlines = Deadlines {
             handshake: (parts.policy == Policy::Implicit)
@@ -45,7 +41,7 @@ impl<'a> Relay<'a> {
                 Phase::Cleartext(Box::new(Preauth::cleartext(parts.policy)))
             }
         };
-        Self {
+        Box::new(Self {
             is_tls: matches!(phase, Phase::Handshake),
             parts,
             phase,
@@ -68,7 +64,7 @@ impl<'a> Relay<'a> {
             is_close_notify_sent: false,
             deadlines,
             report,
-        }
+        })
     }
 
     /// What happens before the first byte: under `optional` the backend starts, and under `required` we greet.

@@ -158,7 +158,7 @@ struct Relay<'a> {
 
 /// Serves the client to the end of the session.
 pub(crate) fn relay(parts: Parts<'_>, _: &Sandboxed) -> Report {
-    let mut relay = Relay::boxed(parts);
+    let mut relay = Relay::new(parts);
     relay.begin();
     relay.run();
     relay.report

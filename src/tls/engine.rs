@@ -216,7 +216,7 @@ impl Engine {
 
     /// Whether there is memory that could be given back.
     pub(super) fn holds_memory(&self) -> bool {
-        self.incoming.holds_memory()
+        self.incoming.capacity() > 0
     }
 }
 
