@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 mod memory;
+mod relocated;
 
 use std::convert::Infallible;
 use std::ffi::{CStr, CString, OsStr};
@@ -9,7 +10,8 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 pub use memory::Allocator;
-pub(crate) use memory::{give_back_free_memory, note_stack, protect_relocated_data};
+pub(crate) use memory::{give_back_free_memory, note_stack};
+pub(crate) use relocated::protect_relocated_data;
 
 use nix::libc;
 use nix::sys::epoll::{Epoll, EpollEvent};
