@@ -400,11 +400,8 @@ fn stays_blocking(test: &Test) {
 /// /dev/log in a mount namespace.
 fn syslog(test: &Test) {
     let path = test.path("log.sock");
-    let log = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
-    log.set_read_timeout(Some(std::time::Duration::from_secs(20)))
-        .unwrap();
-    std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o666)).unwrap();
-    let setup = superserver::with_system_log(test, &path);
+    let log = SystemLog::bind(&path);
+    let setup = system_log::with_system_log(test, &path);
     let program = Program::new(test);
     let server = Server::start_in(test, Superserver::OpenbsdInetd, &program, Some(&setup));
     let mut client = server.connect();
@@ -412,14 +409,7 @@ fn syslog(test: &Test) {
     assert!(client.command("z LOGOUT").is_ok());
     drop(client);
     // inetd has something to say too.
-    let mut buffer = [0; 4096];
-    let line = loop {
-        let length = log.recv(&mut buffer).unwrap();
-        let line = String::from_utf8_lossy(&buffer[..length]).into_owned();
-        if line.contains("imap-tls[") {
-            break line;
-        }
-    };
+    let line = log.wait_for("imap-tls[");
     // Facility mail (2), severity informational (6).
     assert!(line.starts_with("<22>imap-tls["), "{line}");
     assert!(line.contains("]: 127.0.0.1:"), "{line}");

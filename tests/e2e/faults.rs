@@ -2,17 +2,18 @@
 //! nothing passes in clear that should not, nobody gets a wrong byte, and the log says why.
 //!
 //! A first run lists the calls; then there is one run for each, with a session of a client. By default each call fails in one
-//! way (each fourth, where most calls are another scenario's, too), and each process is killed at every eighth step;
+//! way (each fourth, where most calls are another scenario's, too), and each process is killed at every fourth step;
 //! E2E_FAULTS=all has each call fail in each plausible way, and each process killed at each step.
 //! E2E_FAULTS=ROLE:CALL:NTH:ERRNO (a number, or `kill`) runs one point alone, and shows its log.
 
-use super::harness::tracer::{self, Cast, Fault, Point, Role, Trace, Wanted};
+use super::harness::tracer::{
+    self, CONNECTED, Cast, Fault, NAMES, ONE_LAUNCHER, Point, Role, Trace, Wanted,
+};
 use super::harness::*;
 use libtest_mimic::Trial;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::net::{SocketAddr, TcpStream};
-use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::ExitStatusExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -113,23 +114,11 @@ fn file_name(test: &Test) -> PathBuf {
     directory
 }
 
-const ONE_LAUNCHER: Cast = Cast {
-    first: "network",
-    children: &[("network", &["launcher", "keeper"])],
-};
 const TWO_LAUNCHERS: Cast = Cast {
     first: "network",
     children: &[("network", &["clear launcher", "launcher", "keeper"])],
 };
 
-const NAMES: Cast = Cast {
-    first: "network",
-    children: &[("network", &["launcher", "opener", "keeper"])],
-};
-const CONNECTED: Cast = Cast {
-    first: "network",
-    children: &[("network", &["connector", "keeper"])],
-};
 const LISTENER: Cast = Cast {
     first: "listener",
     children: &[
@@ -222,16 +211,16 @@ impl Scenario {
         let record = Record(test.path(&format!("record.{}", next_number())));
         make_dir(&record.0, 0o1777);
         let program = self.program(test, &record);
-        let system_log = matches!(self.kind, Kind::SystemLog).then(|| SystemLog::bind(&record.0));
+        let system_log = matches!(self.kind, Kind::SystemLog).then(|| record.0.join("log.sock"));
+        let logged = system_log.as_deref().map(SystemLog::bind);
         let (conversations, tracing, zombies) = if self.kind.is_listener() {
             self.talk_to_listener(&program, wanted)
         } else {
-            let path = system_log.as_ref().map(|log| log.path.clone());
             let begin = move |program: &Program| {
-                let Some(path) = path else {
+                let Some(path) = system_log else {
                     return program.start();
                 };
-                superserver::enter_namespace_with_system_log(&path);
+                system_log::enter_namespace_with_system_log(&path);
                 program.start_on(Socket::Tcp4, Handover::Stdio, Stderr::Null)
             };
             let (mut client, _, tracing) = tracer::start_by(&program, self.cast, wanted, begin);
@@ -243,12 +232,11 @@ impl Scenario {
         let ending = ended.elapsed();
         let left = left_behind(&trace);
         let played = record.backends();
+        let logged = logged.map_or_else(String::new, |log| without_marks(&log.read()));
         let outcome = Outcome {
             conversations,
             backends: played.iter().map(Played::received).collect(),
-            log: without_ports(
-                &(session.log() + &system_log.map(SystemLog::read).unwrap_or_default()),
-            ),
+            log: without_ports(&(session.log() + &logged)),
             status: session.status(),
             trace,
             hung,
@@ -399,31 +387,14 @@ fn reload(listener: Process, tracing: &tracer::Tracing, log: Option<&Path>) {
     }
 }
 
-/// Where lines go with `--log syslog`: one for each run.
-struct SystemLog {
-    path: PathBuf,
-    socket: UnixDatagram,
-}
-
-impl SystemLog {
-    fn bind(directory: &Path) -> Self {
-        let path = directory.join("log.sock");
-        let socket = UnixDatagram::bind(&path).unwrap();
-        socket.set_nonblocking(true).unwrap();
-        Self { path, socket }
+/// What the system log has of ours, as standard error would have it.
+fn without_marks(lines: &[String]) -> String {
+    let mut text = String::new();
+    for line in lines {
+        let (_, line) = line.split_once("]: ").expect("our name and number");
+        writeln!(text, "{line}").unwrap();
     }
-
-    /// What was logged, as standard error has it.
-    fn read(self) -> String {
-        let mut buffer = [0; 8192];
-        let mut text = String::new();
-        while let Ok(length) = self.socket.recv(&mut buffer) {
-            let line = String::from_utf8_lossy(&buffer[..length]);
-            let (_, line) = line.split_once("]: ").expect("our name and number");
-            writeln!(text, "{line}").unwrap();
-        }
-        text
-    }
+    text
 }
 
 /// To the listener, once it listens; nothing if it has ended.
@@ -799,7 +770,7 @@ fn jobs(scenario: &Scenario, right: &Outcome) -> Vec<(Point, Fault)> {
             let nth = seen.point.nth as usize;
             let chosen = errnos.get(nth % errnos.len().max(1));
             jobs.extend(chosen.map(|errno| (seen.point, Fault::Fails(*errno))));
-            if number % 8 == 0 {
+            if number % 4 == 0 {
                 jobs.push((seen.point, Fault::Killed));
             }
         }

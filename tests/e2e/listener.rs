@@ -167,12 +167,6 @@ fn log_in(server: &Server) -> Client {
     client
 }
 
-fn log_out(mut client: Client) {
-    let reply = client.command("z LOGOUT");
-    assert!(reply.is_ok(), "{reply:?}");
-    assert_eq!(client.expect_end(), End::CloseNotify);
-}
-
 /// Whether a connection is greeted and not refused.
 fn is_greeted(mut client: Client) -> bool {
     client
@@ -224,7 +218,7 @@ fn addresses(test: &Test) {
         assert_eq!(found, *address);
     }
     for (client, _) in clients {
-        log_out(client);
+        client.log_out();
     }
     server.signal(libc::SIGTERM);
     assert_eq!(server.wait().code(), Some(0));
@@ -253,7 +247,7 @@ fn inherited(test: &Test) {
     for client in &mut clients {
         client.log_in_by_starttls(pki());
     }
-    clients.into_iter().for_each(log_out);
+    clients.into_iter().for_each(Client::log_out);
     let log = running.log();
     assert!(
         log.contains(&format!("127.0.0.1:{one}, 127.0.0.1:{other}")),
@@ -470,8 +464,8 @@ fn confined(test: &Test) {
             server.keeper().filter(|other| *other != keeper)
         });
     }
-    clients.into_iter().for_each(log_out);
-    log_out(log_in(&server));
+    clients.into_iter().for_each(Client::log_out);
+    log_in(&server).log_out();
 }
 
 fn keys(test: &Test) {
@@ -515,7 +509,7 @@ fn keys(test: &Test) {
         );
     }
     drop(early);
-    log_out(late);
+    late.log_out();
 }
 
 fn keeper_isolation(test: &Test) {
@@ -553,7 +547,7 @@ fn keeper_isolation(test: &Test) {
     // One is killed.
     sys::kill(sessions[3].network.0, libc::SIGKILL).unwrap();
     for _ in 0..5 {
-        log_out(log_in(&server));
+        log_in(&server).log_out();
     }
     assert_eq!(server.keeper(), Some(keeper), "it is the same all the time");
     sys::kill(sessions[0].network.0, libc::SIGCONT).unwrap();
@@ -574,11 +568,11 @@ fn most(test: &Test) {
     );
     assert_eq!(end, End::Eof);
     server.wait_log("refused 127.0.0.1: there is no room (--max-connections)");
-    log_out(clients.pop().unwrap());
+    clients.pop().unwrap().log_out();
     eventually("there is room again", || {
         is_greeted(server.connect()).then_some(())
     });
-    clients.into_iter().for_each(log_out);
+    clients.into_iter().for_each(Client::log_out);
 }
 
 fn per_source(test: &Test) {
@@ -606,7 +600,7 @@ fn per_source(test: &Test) {
         for _ in 0..20 {
             let mut client = server.connect_from(source(3));
             client.log_in_by_starttls(pki());
-            log_out(client);
+            client.log_out();
         }
         is_over.store(true, Ordering::Relaxed);
     });
@@ -638,7 +632,7 @@ fn gone(test: &Test) {
         }
         server.signal(libc::SIGCONT);
         client.log_in_by_starttls(pki());
-        log_out(client);
+        client.log_out();
         server.wait_log(": session ");
         wait_until_empty(&server);
         let log = server.log();
@@ -733,8 +727,8 @@ fn reload(test: &Test) {
     );
     assert!(session.command("a NOOP").is_ok());
     assert_eq!(server.sessions()[0].network, first);
-    log_out(client);
-    log_out(session);
+    client.log_out();
+    session.log_out();
     eventually("the keeper from before is gone", || {
         (!keeper.alive()).then_some(())
     });
@@ -764,7 +758,7 @@ fn broken_reload(test: &Test) {
         set(test, text);
         server.signal(libc::SIGHUP);
         server.wait_log(wanted);
-        log_out(log_in(&server));
+        log_in(&server).log_out();
         assert_eq!(server.keeper(), Some(keeper), "{text}");
     }
     let log = server.log();
@@ -777,7 +771,7 @@ fn broken_reload(test: &Test) {
     set(test, "");
     server.signal(libc::SIGHUP);
     server.wait_log("imap-tls: reloaded");
-    log_out(log_in(&server));
+    log_in(&server).log_out();
 }
 
 fn reload_under_load(test: &Test) {
@@ -816,7 +810,7 @@ fn reload_under_load(test: &Test) {
                         client.starttls_with(&offer);
                         seen.insert(client.tls().peer_certificates().unwrap()[0].to_vec());
                         client.login();
-                        log_out(client);
+                        client.log_out();
                         served.fetch_add(1, Ordering::Relaxed);
                     }
                     seen
@@ -877,8 +871,8 @@ fn renewal(test: &Test) {
     server.wait_log("nothing was renewed");
     let mut client = server.connect();
     client.log_in_by_starttls(&other);
-    log_out(client);
-    log_out(session);
+    client.log_out();
+    session.log_out();
 }
 
 fn drain(test: &Test) {
@@ -931,14 +925,14 @@ fn keeper_killed(test: &Test) {
     let keeper = server.keeper().unwrap();
     sys::kill(keeper.0, libc::SIGKILL).unwrap();
     server.wait_log(&format!("keeper {}: SIGKILL: another is started", keeper.0));
-    log_out(log_in(&server));
+    log_in(&server).log_out();
     assert_ne!(server.keeper().unwrap(), keeper);
     // Who came before has no keeper; the cleartext that there is goes on, and TLS is refused before it is begun.
     eventually("STARTTLS is refused", || {
         (!early.command("a STARTTLS").is_ok()).then_some(())
     });
     assert!(session.command("b NOOP").is_ok());
-    log_out(session);
+    session.log_out();
 }
 
 fn network_killed(test: &Test) {
@@ -956,7 +950,7 @@ fn network_killed(test: &Test) {
         (!processes.backend.unwrap().alive()).then_some(())
     });
     assert!(session.command("a NOOP").is_ok());
-    log_out(session);
+    session.log_out();
     no_zombies(&server);
 }
 
@@ -967,7 +961,7 @@ fn backend_killed(test: &Test) {
     assert_eq!(client.expect_end(), End::CloseNotify);
     drop(client);
     server.wait_log(" backend=SIGKILL ");
-    log_out(log_in(&server));
+    log_in(&server).log_out();
     no_zombies(&server);
 }
 
@@ -991,16 +985,16 @@ fn listener_killed(test: &Test) {
     early.starttls(pki());
     early.login();
     assert!(session.command("a NOOP").is_ok());
-    log_out(early);
+    early.log_out();
     eventually("the keeper has nobody left", || {
         (!keeper.alive()).then_some(())
     });
-    log_out(session);
+    session.log_out();
 }
 
 fn exhausted(test: &Test) {
     let server = start(test, &Program::new(test));
-    log_out(log_in(&server));
+    log_in(&server).log_out();
     wait_until_empty(&server);
     let limit = |soft: u64| sys::set_limit(server.process().0, libc::RLIMIT_NOFILE, soft);
     let used = server.process().descriptors().len() as u64;
@@ -1012,7 +1006,7 @@ fn exhausted(test: &Test) {
     for client in &mut waiting {
         client.log_in_by_starttls(pki());
     }
-    waiting.into_iter().for_each(log_out);
+    waiting.into_iter().for_each(Client::log_out);
     server.wait_log("accepting clients again");
     let log = server.log();
     assert!(log.matches("more slowly").count() <= 2, "{log}");
@@ -1053,7 +1047,7 @@ fn exhausted_processes(test: &Test) {
     );
     limit(1024);
     client.log_in_by_starttls(pki());
-    log_out(client);
+    client.log_out();
     server.wait_log("accepting clients again");
     no_zombies(&server);
 }
@@ -1098,7 +1092,7 @@ fn supervisor(test: &Test) {
     server.signal(libc::SIGHUP);
     assert!(wait_for("RELOADING=1").contains("MONOTONIC_USEC="));
     wait_for("READY=1");
-    log_out(session);
+    session.log_out();
     wait_for("STATUS=0 connections from 0 sources; 1 served, 0 refused");
     server.signal(libc::SIGTERM);
     wait_for("STOPPING=1");

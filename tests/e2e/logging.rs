@@ -1,7 +1,7 @@
 //! A log that takes nothing, or is gone, does not stop mail: a full pipe, a stuck journal, a terminal stopped with ^S, a full
 //! disk, a system log that does not read. And when it takes lines again, it gets them, each whole.
 
-use crate::harness::tracer::{self, Cast, Fault, Point, Wanted};
+use crate::harness::tracer::{self, Fault, ONE_LAUNCHER, Point, Wanted};
 use crate::harness::*;
 use libtest_mimic::Trial;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -80,18 +80,8 @@ fn work(client: &mut Client, policy: &str) {
     client.login();
     assert!(client.command("b SELECT INBOX").is_ok());
     assert!(client.command("c FETCH 1 BODY[]").is_ok());
-    client.send(format!("up XSINK {BULK}\r\n"));
-    let (sent, _) = client.exchange(BULK, 0);
-    assert_eq!(client.reply("up").lines[0], format!("* XSINK {sent}"));
-    assert!(client.command(&format!("down XSOURCE {BULK}")).is_ok());
-    let (_, received) = client.exchange(0, BULK);
-    assert_eq!(received, client::pattern_hash(2, BULK));
-}
-
-fn log_out(mut client: Client) {
-    let reply = client.command("z LOGOUT");
-    assert!(reply.is_ok(), "{reply:?}");
-    assert_eq!(client.expect_end(), End::CloseNotify);
+    client.sink(BULK);
+    client.source(BULK);
 }
 
 // ---- standard error ----
@@ -188,13 +178,13 @@ fn each_by_itself(test: &Test, policy: &str, stuck: &Stuck) {
     let program = stuck.given_to(program(test, policy));
     let mut session = program.start();
     work(session.client(), policy);
-    log_out(session.take_client());
+    session.take_client().log_out();
     assert_eq!(session.wait_as_last().code(), Some(0));
 
     let mut session = program.start();
     work(session.client(), policy);
     (stuck.let_go)(stuck);
-    log_out(session.take_client());
+    session.take_client().log_out();
     assert_eq!(session.wait_code(), 0);
     let text = stuck.read();
     assert!(
@@ -220,14 +210,14 @@ fn listening(test: &Test, policy: &str, stuck: &Stuck) {
             scope.spawn(|| {
                 let mut client = connect();
                 work(&mut client, policy);
-                log_out(client);
+                client.log_out();
             });
         }
     });
     let mut client = connect();
     work(&mut client, policy);
     (stuck.let_go)(stuck);
-    log_out(client);
+    client.log_out();
     let wanted = format!(": session policy={policy} ");
     let mut text = String::new();
     eventually("the session's line", || {
@@ -276,10 +266,6 @@ fn assert_whole(text: &str, stuck: &Stuck) {
 
 /// Between the moment when it is asked and the one when it writes, others fill it.
 fn pipe_that_fills(test: &Test) {
-    const CAST: Cast = Cast {
-        first: "network",
-        children: &[("network", &["launcher", "keeper"])],
-    };
     for nth in 0..3 {
         let (reader, stderr) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).unwrap();
         let program = program(test, "required").passing(stderr.try_clone().unwrap(), 2);
@@ -289,9 +275,10 @@ fn pipe_that_fills(test: &Test) {
             nth,
         };
         let fills = Fault::Fills(stderr.as_raw_fd());
-        let (mut client, _, tracing) = tracer::start(&program, CAST, Wanted::At(point, fills));
+        let (mut client, _, tracing) =
+            tracer::start(&program, ONE_LAUNCHER, Wanted::At(point, fills));
         work(&mut client, "required");
-        log_out(client);
+        client.log_out();
         let (session, trace, hung) = tracing.finish(Duration::from_secs(20));
         assert!(trace.is_hit, "write {nth}");
         assert!(hung.is_empty(), "{hung:?}");
@@ -305,7 +292,7 @@ fn broken_pipe(test: &Test) {
         let (_, stderr) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).unwrap();
         let mut session = program(test, policy).passing(stderr, 2).start();
         work(session.client(), policy);
-        log_out(session.take_client());
+        session.take_client().log_out();
         assert_eq!(session.wait_as_last().code(), Some(0));
         assert_eq!(session.log(), "");
     }
@@ -325,7 +312,7 @@ fn serve_many(server: &Server, policy: &str) {
             scope.spawn(|| {
                 let mut client = server.connect();
                 work(&mut client, policy);
-                log_out(client);
+                client.log_out();
             });
         }
     });
@@ -365,7 +352,7 @@ fn full_disk(test: &Test) {
                 .arg(&disk)
                 .run()
                 .success();
-            log_out(client);
+            client.log_out();
             eventually("the session's line", || {
                 let text = String::from_utf8_lossy(&std::fs::read(&seen).unwrap()).into_owned();
                 text.contains(&format!(": session policy={policy} "))
@@ -373,37 +360,6 @@ fn full_disk(test: &Test) {
             });
             assert_eq!(server.log(), "");
         }
-    }
-}
-
-/// A system log of the test's own.
-struct SystemLog {
-    socket: UnixDatagram,
-}
-
-impl SystemLog {
-    fn bind(path: &Path) -> Self {
-        let socket = UnixDatagram::bind(path).unwrap();
-        std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o666))
-            .unwrap();
-        socket.set_nonblocking(true).unwrap();
-        Self { socket }
-    }
-
-    fn read(&self) -> Vec<String> {
-        let mut buffer = [0; 8192];
-        let mut lines = Vec::new();
-        while let Ok(length) = self.socket.recv(&mut buffer) {
-            lines.push(String::from_utf8_lossy(&buffer[..length]).into_owned());
-        }
-        lines
-    }
-
-    fn wait_for(&self, wanted: &str) {
-        eventually(&format!("the system log has {wanted:?}"), || {
-            let lines = self.read();
-            lines.iter().any(|line| line.contains(wanted)).then_some(())
-        });
     }
 }
 
@@ -416,7 +372,7 @@ fn fill_queue(path: &Path) {
 
 fn full_syslog(test: &Test) {
     let path = test.path("log.sock");
-    let setup = superserver::with_system_log(test, &path);
+    let setup = system_log::with_system_log(test, &path);
     let log = SystemLog::bind(&path);
     for policy in POLICIES {
         let program = program(test, policy).option("--log", "syslog");
@@ -430,7 +386,7 @@ fn full_syslog(test: &Test) {
             let mut client = server.connect();
             work(&mut client, policy);
             assert!(log.read().iter().all(|line| line == "full"));
-            log_out(client);
+            client.log_out();
             log.wait_for(&format!(": session policy={policy} "));
             assert_ended_well(server, AT_ONCE + 1);
         }
@@ -440,7 +396,7 @@ fn full_syslog(test: &Test) {
 /// A system log that is started anew has another socket: connections that come then use that, and the listener, too.
 fn syslog_gone(test: &Test) {
     let path = test.path("log.sock");
-    let setup = superserver::with_system_log(test, &path);
+    let setup = system_log::with_system_log(test, &path);
     for policy in POLICIES {
         let log = SystemLog::bind(&path);
         let program = program(test, policy).option("--log", "syslog");
@@ -455,7 +411,7 @@ fn syslog_gone(test: &Test) {
         for mut server in servers {
             let mut client = server.connect();
             work(&mut client, policy);
-            log_out(client);
+            client.log_out();
             log.wait_for(&format!(": session policy={policy} "));
             if server.is_listener() {
                 server.signal(libc::SIGTERM);

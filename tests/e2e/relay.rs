@@ -249,17 +249,8 @@ fn assert_memory(session: &Session) {
 
 fn transfer(client: &mut Client, direction: Direction, size: u64) {
     match direction {
-        Direction::Up => {
-            client.send(format!("up XSINK {size}\r\n"));
-            let (sent, _) = client.exchange(size, 0);
-            let reply = client.reply("up");
-            assert_eq!(reply.lines[0], format!("* XSINK {sent}"));
-        }
-        Direction::Down => {
-            assert!(client.command(&format!("down XSOURCE {size}")).is_ok());
-            let (_, received) = client.exchange(0, size);
-            assert_eq!(received, pattern_hash(2, size));
-        }
+        Direction::Up => client.sink(size),
+        Direction::Down => client.source(size),
         Direction::Both => {
             assert!(client.command("both XECHO").is_ok());
             let (sent, received) = client.exchange(size, size);

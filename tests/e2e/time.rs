@@ -125,11 +125,6 @@ fn is_served(client: &mut Client, line: &str) {
     assert!(reply.is_ok(), "{reply:?}");
 }
 
-fn log_out(mut client: Client) {
-    is_served(&mut client, "z LOGOUT");
-    assert_eq!(client.expect_end(), End::CloseNotify);
-}
-
 // ---- sessions ----
 
 /// At each step of a session the clock jumps to and fro.
@@ -167,7 +162,7 @@ fn converse(mut client: Client, clock: &Clock, policy: &str) {
         is_served(&mut client, "d NOOP");
     }
     in_bulk(&mut client, clock);
-    log_out(client);
+    client.log_out();
 }
 
 fn in_bulk(client: &mut Client, clock: &Clock) {
@@ -183,12 +178,8 @@ fn in_bulk(client: &mut Client, clock: &Clock) {
                 std::thread::yield_now();
             }
         });
-        client.send(format!("up XSINK {SIZE}\r\n"));
-        let (sent, _) = client.exchange(SIZE, 0);
-        assert_eq!(client.reply("up").lines[0], format!("* XSINK {sent}"));
-        is_served(client, &format!("down XSOURCE {SIZE}"));
-        let (_, received) = client.exchange(0, SIZE);
-        assert_eq!(received, client::pattern_hash(2, SIZE));
+        client.sink(SIZE);
+        client.source(SIZE);
         is_over.store(true, Ordering::Relaxed);
     });
 }
@@ -451,7 +442,8 @@ fn listener_deadlines(test: &Test) {
     const DRAIN: Duration = Duration::from_secs(2);
     let one = |jump: Jump| {
         let clock = Clock::default();
-        let [starttls, hello, login, _] = WAITS;
+        // Its handshake has all the time until login.
+        let [starttls, _, login, _] = WAITS;
         let program = Program::new(test)
             .option("--login-timeout", "3")
             .option("--drain-timeout", "2");
@@ -467,8 +459,6 @@ fn listener_deadlines(test: &Test) {
                 (wait, client, began)
             })
             .collect();
-        // Its handshake has all the time until login.
-        let _ = hello;
         jump.make(&clock);
         std::thread::scope(|scope| {
             for (wait, client, began) in &mut waits {
@@ -537,7 +527,7 @@ fn is_resumed(listener: &Listener, offer: &TlsOffer) -> bool {
     let mut client = listener.connect();
     client.log_in_by_starttls_with(offer);
     let is_resumed = client.tls().handshake_kind() == Some(HandshakeKind::Resumed);
-    log_out(client);
+    client.log_out();
     is_resumed
 }
 
@@ -654,7 +644,7 @@ fn certificate_runs_out(test: &Test) {
         listener.keeper().is_none().then_some(())
     });
     is_served(&mut client, "a NOOP");
-    log_out(client);
+    client.log_out();
     let backends = test.record().backends().len();
     // Not an octet, and no backend.
     let mut client = listener.connect();
@@ -664,7 +654,7 @@ fn certificate_runs_out(test: &Test) {
 
     clock.set(0);
     client.log_in_by_starttls(pki());
-    log_out(client);
+    client.log_out();
     listener.end();
 }
 
@@ -689,7 +679,7 @@ fn certificate_for_name(test: &Test) {
         assert_eq!(result.is_ok(), is_good, "{jump:?}: {result:?}");
         if is_good {
             client.login();
-            log_out(client);
+            client.log_out();
         }
     }
     let log = listener.end();
@@ -727,7 +717,7 @@ fn clients_certificate(test: &Test) {
         // In TLS 1.3 a client learns of its refusal afterwards.
         client.try_command("a LOGIN u sekret").ok()?;
         let kind = client.tls().handshake_kind();
-        log_out(client);
+        client.log_out();
         Some(kind == Some(HandshakeKind::Resumed))
     };
     let resuming = config(true);

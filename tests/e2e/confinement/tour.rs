@@ -1,11 +1,12 @@
 //! A tour of all that the program does in its sandboxes, with every system call on the way.
 
-use crate::harness::tracer::{self, Cast, Seen, Trace, Tracing, Wanted};
+use crate::harness::tracer::{
+    self, CONNECTED, Cast, NAMES, ONE_LAUNCHER, Seen, Trace, Tracing, Wanted,
+};
 use crate::harness::*;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use std::net::{SocketAddr, TcpStream};
-use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::ExitStatusExt;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::PathBuf;
@@ -18,21 +19,9 @@ pub(super) const KEEPER: &str = "keeper";
 pub(super) const SHARED_KEEPER: &str = "shared keeper";
 pub(super) const OPENER: &str = "opener";
 
-const ONE_LAUNCHER: Cast = Cast {
-    first: NETWORK,
-    children: &[(NETWORK, &["launcher", KEEPER])],
-};
 const TWO_LAUNCHERS: Cast = Cast {
     first: NETWORK,
     children: &[(NETWORK, &["launcher", "launcher", KEEPER])],
-};
-const NAMES: Cast = Cast {
-    first: NETWORK,
-    children: &[(NETWORK, &["launcher", OPENER, KEEPER])],
-};
-const CONNECTED: Cast = Cast {
-    first: NETWORK,
-    children: &[(NETWORK, &["connector", KEEPER])],
 };
 const LISTENER: Cast = Cast {
     first: "listener",
@@ -430,21 +419,16 @@ fn terminated(tour: &Tour<'_>) -> (Session, Trace) {
 /// In a mount namespace of the tracing thread's.
 fn system_log(tour: &Tour<'_>) -> (Session, Trace) {
     let path = tour.path("log.sock");
-    let socket = UnixDatagram::bind(&path).unwrap();
-    socket
-        .set_read_timeout(Some(Duration::from_secs(20)))
-        .unwrap();
+    let log = SystemLog::bind(&path);
     let start = move |program: &Program| {
-        superserver::enter_namespace_with_system_log(&path);
+        system_log::enter_namespace_with_system_log(&path);
         program.start_on(Socket::Tcp4, Handover::Stdio, Stderr::Closed)
     };
     let seen = tour.visit_by(&tour.program(), ONE_LAUNCHER, start, |client, _| {
         client.log_in_by_starttls(pki());
         log_out(client);
     });
-    let mut line = [0; 4096];
-    let length = socket.recv(&mut line).unwrap();
-    assert!(line[..length].starts_with(b"<22>imap-tls["));
+    assert!(log.read()[0].starts_with("<22>imap-tls["));
     seen
 }
 

@@ -16,6 +16,7 @@ pub mod records;
 pub mod remote;
 pub mod superserver;
 pub mod sys;
+pub mod system_log;
 pub mod tool;
 pub mod tracer;
 
@@ -32,6 +33,7 @@ pub use program::{
 };
 pub use remote::{Introduction, Remote};
 pub use superserver::{Server, Superserver, is_listening};
+pub use system_log::SystemLog;
 pub use tool::Tool;
 
 pub use nix::libc;

@@ -323,41 +323,6 @@ impl Server {
     }
 }
 
-/// For the calling thread and what it starts from now on, the socket at `path` is the system log. Nobody else sees it.
-pub fn enter_namespace_with_system_log(path: &std::path::Path) {
-    use nix::mount::{MsFlags, mount};
-    use nix::sched::{CloneFlags, unshare};
-    let none: Option<&str> = None;
-    unshare(CloneFlags::CLONE_NEWNS).expect("unshare");
-    let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
-    mount(none, "/", none, private, none).expect("nothing is seen outside");
-    let devices = path.with_extension("dev");
-    super::make_dir(&devices, 0o755);
-    mount(none, &devices, Some("tmpfs"), MsFlags::empty(), none).expect("a tmpfs");
-    for name in ["null", "zero", "full", "random", "urandom"] {
-        let (from, to) = (std::path::Path::new("/dev").join(name), devices.join(name));
-        super::write_file(&to, "", 0o644);
-        mount(Some(&from), &to, none, MsFlags::MS_BIND, none).expect("a device");
-    }
-    std::os::unix::fs::symlink(path, devices.join("log")).expect("a link");
-    let whole = MsFlags::MS_BIND | MsFlags::MS_REC;
-    mount(Some(&devices), "/dev", none, whole, none).expect("/dev");
-}
-
-/// For [`Server::start_in`]: a script that makes the socket at `path` the system log.
-pub fn with_system_log(test: &Test, path: &std::path::Path) -> String {
-    let devices = test.path("dev");
-    super::make_dir(&devices, 0o755);
-    // Where it leads is as it was: what is there may be another socket later.
-    format!(
-        "mount -t tmpfs none {dev}; \
-         for device in null zero full random urandom; do cp -a /dev/$device {dev}/; done; \
-         ln -s {path} {dev}/log; mount --rbind {dev} /dev",
-        dev = devices.display(),
-        path = path.display()
-    )
-}
-
 fn xinetd_config(
     test: &Test,
     port: u16,

@@ -34,6 +34,22 @@ pub struct Cast {
     pub children: &'static [(Role, &'static [Role])],
 }
 
+/// Of a connection with one backend.
+pub const ONE_LAUNCHER: Cast = Cast {
+    first: "network",
+    children: &[("network", &["launcher", "keeper"])],
+};
+/// With `--cert-dir`.
+pub const NAMES: Cast = Cast {
+    first: "network",
+    children: &[("network", &["launcher", "opener", "keeper"])],
+};
+/// With `--connect`.
+pub const CONNECTED: Cast = Cast {
+    first: "network",
+    children: &[("network", &["connector", "keeper"])],
+};
+
 impl Cast {
     fn child(self, parent: Role, number: usize) -> Role {
         let children = self.children.iter().find(|(role, _)| *role == parent);

@@ -342,10 +342,11 @@ impl<'a, 'b> World<'a, 'b> {
     /// Octets that are no record of the client's, or not where they are.
     fn inject(&mut self, bytes: Vec<u8>) {
         self.run();
-        let may_send = self.client.peer.may_send() && !self.client.has_unsent();
         // rustls has an assertion, in builds like this one, that there is no alert after close_notify, and then wants to send one
         // (rustls issue 959).
-        let may_send = may_send && !self.driven.has_closed_tls();
+        let may_send = self.client.peer.may_send()
+            && !self.client.has_unsent()
+            && !self.driven.has_closed_tls();
         if !self.may_say(&bytes) || !may_send || !self.model.has_begun_tls() {
             return;
         }
