@@ -158,7 +158,8 @@ fn connect_by(socket: &OwnedFd, address: &dyn SockaddrLike, deadline: Instant) -
     let left = deadline.saturating_duration_since(Instant::now());
     let left = i64::try_from(left.as_millis()).unwrap_or(i64::MAX).max(1);
     setsockopt(socket, sockopt::SendTimeout, &TimeVal::milliseconds(left))?;
-    match connect(socket.as_raw_fd(), address) {
+    // Begun again, it goes on waiting for what is under way.
+    match sys::uninterrupted(|| connect(socket.as_raw_fd(), address)) {
         Ok(()) => setsockopt(socket, sockopt::SendTimeout, &TimeVal::milliseconds(0)),
         Err(error) => {
             // Without it the next address would be tried from this one's local address, or not at all.

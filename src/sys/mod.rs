@@ -8,6 +8,7 @@ use std::convert::Infallible;
 use std::ffi::{CStr, CString, OsStr};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicI32, Ordering};
 
 pub use memory::Allocator;
 pub(crate) use memory::{give_back_free_memory, note_stack};
@@ -160,15 +161,26 @@ pub(crate) fn dissolve(socket: BorrowedFd<'_>) -> io::Result<()> {
     checked(unsafe { libc::connect(socket.as_raw_fd(), &raw const nobody, SIZE) }).map(drop)
 }
 
-/// From now on this process ends (by SIGIO, whose default that is) when the other end of the socketpair is closed, or says more;
-/// fcntl(2).
+/// The socket whose other end [`end_with_peer`] is about; one for each process.
+static PEER: AtomicI32 = AtomicI32::new(-1);
+
+/// From now on this process ends when the other end of the socketpair is closed, or says more; fcntl(2).
+///
+/// SIGIO tells of that, but not of that alone: it comes late for what was read before, when the sender was interrupted between
+/// handing it over and telling of it. So a handler looks what there is. A call that it interrupts begins again, or fails with `EINTR`
+/// where it has a time limit of its own (signal(7)).
 ///
 /// # Errors
-/// As fcntl(2); `EPIPE` if it is closed already.
+/// As fcntl(2) and sigaction(2); `EPIPE` if it is closed already.
 pub(crate) fn end_with_peer(socket: BorrowedFd<'_>) -> io::Result<()> {
     let number = socket.as_raw_fd();
-    // SAFETY: these take integers, and change nothing but whom the kernel tells of the socket's events.
+    PEER.store(number, Ordering::Relaxed);
+    let handler = SigHandler::Handler(look_at_peer);
+    let action = SigAction::new(handler, SaFlags::SA_RESTART, SigSet::empty());
+    // SAFETY: the handler does only what a handler may (signal-safety(7)). The rest takes integers, and changes nothing but whom the
+    // kernel tells of the socket's events.
     unsafe {
+        nix::sys::signal::sigaction(Signal::SIGIO, &action)?;
         checked(libc::fcntl(number, libc::F_SETOWN, libc::getpid()))?;
         let flags = checked(libc::fcntl(number, libc::F_GETFL))?;
         checked(libc::fcntl(number, libc::F_SETFL, flags | libc::O_ASYNC))?;
@@ -178,6 +190,20 @@ pub(crate) fn end_with_peer(socket: BorrowedFd<'_>) -> io::Result<()> {
         return Err(io::Error::from_raw_os_error(libc::EPIPE));
     }
     Ok(())
+}
+
+extern "C" fn look_at_peer(_: libc::c_int) {
+    let interrupted = nix::errno::Errno::last_raw();
+    let mut peer = libc::pollfd {
+        fd: PEER.load(Ordering::Relaxed),
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    // SAFETY: poll writes to the one structure that it is given.
+    if unsafe { libc::poll(&raw mut peer, 1, 0) } > 0 {
+        exit_now(0);
+    }
+    nix::errno::Errno::set_raw(interrupted);
 }
 
 /// Closes every descriptor from 3 up that is not in `kept`.

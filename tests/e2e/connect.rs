@@ -122,7 +122,16 @@ fn failing() -> Vec<Trial> {
         test(
             "connect: a backend that accepts late loses nothing of what the client has sent meanwhile",
             &[Need::Root],
-            accepts_late,
+            |test| accepts_late(test, |_| ()),
+        ),
+        test(
+            "connect: news of its order that comes late does not end the connector",
+            &[Need::Root],
+            |test| {
+                accepts_late(test, |connector| {
+                    sys::kill(connector.0, libc::SIGIO).unwrap()
+                })
+            },
         ),
         test(
             "connect: a backend that closes before its greeting is a BYE and status 111",
@@ -763,7 +772,8 @@ fn connecting(session: &Session) -> Process {
     })
 }
 
-fn accepts_late(test: &Test) {
+/// `disturb` is done to a connector that waits for the backend.
+fn accepts_late(test: &Test, disturb: impl Fn(Process)) {
     let (listener, fillers) = fill();
     let target = listener.local_addr().unwrap().to_string();
     let mut session = at(test, "required", &target).start();
@@ -773,7 +783,7 @@ fn accepts_late(test: &Test) {
     // Ahead of a greeting that a client of STARTTLS never sees; then it has no more to say.
     client.send("a LOGIN u sekret\r\nb XECHO\r\n");
     client.close_notify();
-    connecting(&session);
+    disturb(connecting(&session));
     drop(fillers);
     let _remote = Remote::on(
         test,
