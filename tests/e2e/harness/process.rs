@@ -58,6 +58,12 @@ impl Process {
         Status::parse(&String::from_utf8_lossy(&self.read("status")))
     }
 
+    /// The same, if it has not ended meanwhile.
+    pub fn status_if_alive(self) -> Option<Status> {
+        let text = fs::read(self.path("status")).ok()?;
+        Some(Status::parse(&String::from_utf8_lossy(&text)))
+    }
+
     /// The children of its main thread, in the order of their creation (zombies included).
     pub fn children(self) -> Vec<Process> {
         let list =

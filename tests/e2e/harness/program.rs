@@ -494,16 +494,18 @@ impl Processes {
         };
         let program = network.exe();
         for child in network.children().into_iter().filter(|child| child.alive()) {
+            let Some(status) = child.status_if_alive() else {
+                continue;
+            };
+            let uid = status.numbers("Uid")[0];
             if child.exe() != program {
                 found.backend = Some(child);
-            } else if is_root() && child.status().numbers("Uid")[0] == KEEPER_ID
-                || !is_root() && found.launcher.is_some()
-            {
+            } else if is_root() && uid == KEEPER_ID || !is_root() && found.launcher.is_some() {
                 found.keeper = Some(child);
-            } else if is_root() && child.status().numbers("Uid")[0] == NETWORK_ID {
+            } else if is_root() && uid == NETWORK_ID {
                 found.connectors += 1;
                 found.connector = Some(child);
-            } else if is_root() && child.status().mask("CapBnd") == 0 {
+            } else if is_root() && status.mask("CapBnd") == 0 {
                 found.opener = Some(child);
             } else {
                 found.launcher = Some(child);
