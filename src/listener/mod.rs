@@ -75,6 +75,10 @@ const RETRY: Duration = Duration::from_secs(60);
 const GOODBYE_LIMIT: Duration = Duration::from_secs(15);
 /// How long a killed process may take to end.
 const KILL_LIMIT: Duration = Duration::from_secs(5);
+/// To ask for any child that has ended, the kernel looks at each that there is (wait(2)). With more than these ...
+const FEW: usize = 64;
+/// ... it is not asked more often than so.
+const SWEEP_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The way to the end; each stage has a time when the next one begins.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -104,6 +108,8 @@ struct Listener<'a, S> {
     signals: SignalFd,
     sockets: Sockets,
     stage: Stage,
+    /// When all children are asked whether they have ended.
+    sweep_at: Option<Instant>,
     table: Table,
 }
 
@@ -113,7 +119,8 @@ struct Listener<'a, S> {
 /// `System` if waiting is impossible.
 pub(crate) fn listen<S: Service>(sockets: Sockets, service: S, log: &mut Log) -> Result<(), Error> {
     let signals = watch_signals()?;
-    let renew_at = Instant::now() + service.listening().renewal;
+    let now = Instant::now();
+    let renew_at = now + service.listening().renewal;
     let mut listener = Listener {
         applications: Vec::new(),
         fault: None,
@@ -127,6 +134,8 @@ pub(crate) fn listen<S: Service>(sockets: Sockets, service: S, log: &mut Log) ->
         signals,
         sockets,
         stage: Stage::Serving,
+        // The keeper may have ended before anybody watched.
+        sweep_at: Some(now),
         table: Table::default(),
     };
     listener
@@ -156,9 +165,9 @@ impl<S: Service> Listener<'_, S> {
     fn run(&mut self) -> Result<(), Error> {
         loop {
             let ready = self.wait()?;
-            self.read_signals();
-            self.answer_applications();
             let now = Instant::now();
+            self.read_signals(now);
+            self.answer_applications();
             self.tend(now);
             if self.is_over(now) {
                 return Ok(());
@@ -206,7 +215,7 @@ impl<S: Service> Listener<'_, S> {
         };
         let notify = self.notifier.next(|| self.table.to_string());
         let refusals = self.refusals.next();
-        [stage, self.paused_until, notify, refusals]
+        [stage, self.paused_until, self.sweep_at, notify, refusals]
             .into_iter()
             .flatten()
             .min()
@@ -265,39 +274,49 @@ impl<S: Service> Listener<'_, S> {
         self.notifier.ready();
     }
 
-    fn read_signals(&mut self) {
+    fn read_signals(&mut self, now: Instant) {
         while let Ok(Some(signal)) = self.signals.read_signal() {
             match i32::try_from(signal.ssi_signo).map(Signal::try_from) {
                 Ok(Ok(Signal::SIGHUP)) if self.stage == Stage::Serving => self.reload(),
                 Ok(Ok(Signal::SIGINT | Signal::SIGTERM)) => self.end_sooner(),
+                Ok(Ok(Signal::SIGCHLD)) => {
+                    self.reap(i32::try_from(signal.ssi_pid).map(Pid::from_raw).ok());
+                    // The signal may stand for several children, and names one.
+                    let soon = match self.table.len() {
+                        0..=FEW => now,
+                        _ => now + SWEEP_INTERVAL,
+                    };
+                    self.sweep_at.get_or_insert(soon);
+                }
                 _ => {}
             }
         }
-        self.reap();
+        if self.sweep_at.is_some_and(|at| at <= now) {
+            self.sweep_at = None;
+            while self.reap(None) {}
+        }
     }
 
-    /// One SIGCHLD may stand for several children.
-    fn reap(&mut self) {
-        loop {
-            let (process, signal) = match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-                Ok(WaitStatus::Exited(process, _)) => (process, None),
-                Ok(WaitStatus::Signaled(process, signal, _)) => (process, Some(signal)),
-                Err(Errno::EINTR) => continue,
-                Ok(_) | Err(_) => return,
-            };
-            let how = signal.map_or("ended", Signal::as_str);
-            if self.table.remove(process) {
-                // Ended by us, or by something that should not have happened.
-                if signal.is_some() && !matches!(self.stage, Stage::Killed(_)) {
-                    self.log
-                        .error(format_args!("process {process} of a connection: {how}"));
-                }
-            } else if process == self.service.keeper() && self.stage == Stage::Serving {
+    /// Takes note of a child's end, or of any child's; returns whether there was one.
+    fn reap(&mut self, child: Option<Pid>) -> bool {
+        let (process, signal) = match waitpid(child, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::Exited(process, _)) => (process, None),
+            Ok(WaitStatus::Signaled(process, signal, _)) => (process, Some(signal)),
+            Ok(_) | Err(_) => return false,
+        };
+        let how = signal.map_or("ended", Signal::as_str);
+        if self.table.remove(process) {
+            // Ended by us, or by something that should not have happened.
+            if signal.is_some() && !matches!(self.stage, Stage::Killed(_)) {
                 self.log
-                    .error(format_args!("keeper {process}: {how}: another is started"));
-                self.renew();
+                    .error(format_args!("process {process} of a connection: {how}"));
             }
+        } else if process == self.service.keeper() && self.stage == Stage::Serving {
+            self.log
+                .error(format_args!("keeper {process}: {how}: another is started"));
+            self.renew();
         }
+        true
     }
 
     /// The first signal ends accepting, the second one patience.

@@ -74,7 +74,12 @@ impl Scenario {
     pub(crate) fn concerns(self, contestant: &Contestant, round: usize) -> bool {
         let is_ours = matches!(contestant.role, Role::Listener | Role::Ours);
         match self {
-            Self::Growth(_) => is_ours && contestant.entry == Entry::Implicit && round == 0,
+            // The floor shows what of it is tcpserver's, which asks for children that have ended as often as there are news.
+            Self::Growth(_) => {
+                let is_shown = is_ours && contestant.entry == Entry::Implicit
+                    || contestant.role == Role::StaticFloor;
+                is_shown && round == 0
+            }
             Self::Resumed(_) => is_ours,
             Self::Down(_) | Self::Idle(_) | Self::SetUp { .. } | Self::Up(_) => true,
         }

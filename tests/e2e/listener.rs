@@ -56,6 +56,11 @@ pub fn tests() -> Vec<Trial> {
             most,
         ),
         test(
+            "listener: of many that end at the same moment none is forgotten",
+            &[],
+            many_at_once,
+        ),
+        test(
             "listener: one source has its limit, and others are served promptly meanwhile",
             &[],
             per_source,
@@ -573,6 +578,36 @@ fn most(test: &Test) {
         is_greeted(server.connect()).then_some(())
     });
     clients.into_iter().for_each(Client::log_out);
+}
+
+/// One signal stands for all of them, and there are more than are asked for whenever there is news.
+fn many_at_once(test: &Test) {
+    const MANY: usize = 100;
+    let program = Program::new(test)
+        .option("--max-connections", MANY.to_string())
+        .option("--max-per-source", MANY.to_string());
+    let server = start(test, &program);
+    let fill = || {
+        let mut clients: Vec<Client> = (0..MANY).map(|_| server.connect()).collect();
+        for client in &mut clients {
+            client.greeting();
+        }
+        clients
+    };
+    let clients = fill();
+    server.signal(libc::SIGSTOP);
+    drop(clients);
+    let zombies = || {
+        let children = server.process().children();
+        children
+            .into_iter()
+            .filter(|child| child.state() == Some('Z'))
+            .count()
+    };
+    eventually("they have all ended", || (zombies() >= MANY).then_some(()));
+    server.signal(libc::SIGCONT);
+    wait_until_empty(&server);
+    fill();
 }
 
 fn per_source(test: &Test) {
