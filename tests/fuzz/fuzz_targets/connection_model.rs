@@ -454,11 +454,13 @@ impl Model {
     }
 
     fn compare_stream(&self, name: &str, came: &[u8], expected: &[u8]) {
-        // Where words were cut off, ours may follow any part of them.
-        let goodbye = came.windows(BYE.len()).rposition(|words| words == BYE);
-        let part = goodbye.and_then(|at| came.get(..at));
-        if self.is_cut && self.may_say_bye && part.is_some_and(|part| expected.starts_with(part)) {
-            return;
+        // Where words were cut off, ours may follow any part of them. Looking for them takes a sanitizer seconds where much came.
+        if self.is_cut && self.may_say_bye {
+            let goodbye = came.windows(BYE.len()).rposition(|words| words == BYE);
+            let part = goodbye.and_then(|at| came.get(..at));
+            if part.is_some_and(|part| expected.starts_with(part)) {
+                return;
+            }
         }
         match came.strip_prefix(expected) {
             Some([]) => {}
