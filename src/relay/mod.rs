@@ -238,6 +238,10 @@ impl Relay<'_> {
                 Source::Connector => self.hear_connector(),
                 Source::Keeper => self.keeper_is_gone(),
                 Source::Signals => self.read_signals(),
+                Source::ClientEnd => {
+                    self.report.ended("client closed".to_owned());
+                    self.deadlines.begin_ending(self.is_closing);
+                }
                 Source::ClientInput => self.read_client(),
                 Source::BackendInput => self.read_backend(),
                 // Written at the start of the next round.

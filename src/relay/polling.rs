@@ -3,6 +3,7 @@
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
+use nix::libc;
 use nix::poll::{PollFd, PollFlags};
 
 use super::Relay;
@@ -10,6 +11,9 @@ use super::ending::Direction;
 use super::flow::Phase;
 use crate::channel::Channel;
 use crate::connector::Connecting;
+
+/// The peer has ended its output, even if that is not all read (poll(2)). nix has no name for it.
+const POLLRDHUP: PollFlags = PollFlags::from_bits_retain(libc::POLLRDHUP);
 
 /// After this long without a byte, memory is given back.
 const IDLE: Duration = Duration::from_millis(200);
@@ -19,6 +23,8 @@ const IDLE: Duration = Duration::from_millis(200);
 pub(super) enum Source {
     BackendInput,
     BackendOutput,
+    /// Its end, behind what cannot be read yet.
+    ClientEnd,
     ClientInput,
     ClientOutput,
     Connector,
@@ -57,7 +63,8 @@ impl Relay<'_> {
                 .map(|(_, fd, events)| PollFd::new(*fd, *events))
                 .collect();
             nix::poll::ppoll(&mut fds, timeout.map(Into::into), None)?;
-            let is_ready = |fd: &PollFd<'_>| fd.revents().is_some_and(|events| !events.is_empty());
+            // Events that nix does not know are events.
+            let is_ready = |fd: &PollFd<'_>| fd.revents().is_none_or(|events| !events.is_empty());
             Ok(wanted
                 .iter()
                 .zip(&fds)
@@ -97,6 +104,12 @@ impl Relay<'_> {
             self.wants_client(),
         );
         want(
+            Source::ClientEnd,
+            client.input(),
+            POLLRDHUP,
+            self.wants_client_end(),
+        );
+        want(
             Source::ClientOutput,
             client.output(),
             PollFlags::POLLOUT,
@@ -125,6 +138,13 @@ impl Relay<'_> {
         };
         let has_room = self.to_client.has_room() && self.to_backend.has_room();
         self.client_input == Direction::Open && (self.is_closing || (is_taken && has_room))
+    }
+
+    /// A client that leaves behind it what a backend does not take is not waited for longer than one whose end was read.
+    fn wants_client_end(&self) -> bool {
+        self.client_input == Direction::Open
+            && !self.wants_client()
+            && self.deadlines.ending.is_none()
     }
 
     pub(super) fn wants_backend(&self) -> bool {

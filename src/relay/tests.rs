@@ -107,6 +107,34 @@ fn a_backend_whose_process_has_ended_is_heard_out_and_not_waited_for() {
     });
 }
 
+/// Its end lies behind what it sent, for which there is no room.
+#[test]
+fn a_client_that_left_behind_a_backend_that_reads_nothing_is_not_waited_for() {
+    let setup = Setup {
+        buffer: Some(2048),
+        ..setup(Policy::Optional, Source::Descriptor)
+    };
+    for is_gone in [true, false] {
+        drive(&setup, |driven, mut peers: Peers| {
+            let backend = &mut peers.cleartext.backend;
+            say(driven, backend, "* PREAUTH hello\r\n");
+            while peers.client.write(&[b'a'; 4096]).is_ok() {
+                assert!(!driven.settle());
+            }
+            assert!(!driven.pass_time(), "no end, no deadline");
+            if is_gone {
+                drop(peers.client);
+            } else {
+                peers.client.shutdown(std::net::Shutdown::Write).unwrap();
+            }
+            assert!(!driven.settle());
+            assert!(driven.pass_time(), "a deadline");
+            assert!(driven.settle());
+            assert!(driven.report().contains("client closed"));
+        });
+    }
+}
+
 #[test]
 fn a_backend_that_cannot_be_reached_is_a_bye() {
     let setup = setup(Policy::Optional, Source::Connectors);
