@@ -238,6 +238,7 @@ impl Relay<'_> {
                 Source::Connector => self.hear_connector(),
                 Source::Keeper => self.keeper_is_gone(),
                 Source::Signals => self.read_signals(),
+                Source::BackendEnd => self.deadlines.begin_ending(self.is_closing),
                 Source::ClientEnd => {
                     self.report.ended("client closed".to_owned());
                     self.deadlines.begin_ending(self.is_closing);

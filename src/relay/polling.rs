@@ -21,9 +21,11 @@ const IDLE: Duration = Duration::from_millis(200);
 /// A descriptor in the poll set, and whose it is.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Source {
+    /// Its end, behind what cannot be read yet.
+    BackendEnd,
     BackendInput,
     BackendOutput,
-    /// Its end, behind what cannot be read yet.
+    /// The same.
     ClientEnd,
     ClientInput,
     ClientOutput,
@@ -107,7 +109,7 @@ impl Relay<'_> {
             Source::ClientEnd,
             client.input(),
             POLLRDHUP,
-            self.wants_client_end(),
+            self.wants_end(self.client_input, self.wants_client()),
         );
         want(
             Source::ClientOutput,
@@ -120,6 +122,12 @@ impl Relay<'_> {
             backend.and_then(Channel::input),
             PollFlags::POLLIN,
             self.wants_backend(),
+        );
+        want(
+            Source::BackendEnd,
+            backend.and_then(Channel::input),
+            POLLRDHUP,
+            self.wants_end(self.backend_output, self.wants_backend()),
         );
         want(
             Source::BackendOutput,
@@ -140,11 +148,9 @@ impl Relay<'_> {
         self.client_input == Direction::Open && (self.is_closing || (is_taken && has_room))
     }
 
-    /// A client that leaves behind it what a backend does not take is not waited for longer than one whose end was read.
-    fn wants_client_end(&self) -> bool {
-        self.client_input == Direction::Open
-            && !self.wants_client()
-            && self.deadlines.ending.is_none()
+    /// Whoever leaves behind it what the other side does not take is not waited for longer than one whose end was read.
+    fn wants_end(&self, input: Direction, is_read: bool) -> bool {
+        input == Direction::Open && !is_read && self.deadlines.ending.is_none()
     }
 
     pub(super) fn wants_backend(&self) -> bool {

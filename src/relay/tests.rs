@@ -135,6 +135,27 @@ fn a_client_that_left_behind_a_backend_that_reads_nothing_is_not_waited_for() {
     }
 }
 
+/// The same the other way round, where there is no process that ends.
+#[test]
+fn a_backend_that_left_behind_a_client_that_reads_nothing_is_not_waited_for() {
+    let setup = Setup {
+        buffer: Some(2048),
+        ..setup(Policy::Optional, Source::Descriptor)
+    };
+    drive(&setup, |driven, peers: Peers| {
+        let mut backend = peers.cleartext.backend;
+        say(driven, &mut backend, "* PREAUTH hello\r\n");
+        while backend.write(&[b'a'; 4096]).is_ok() {
+            assert!(!driven.settle());
+        }
+        assert!(!driven.pass_time(), "no end, no deadline");
+        drop(backend);
+        assert!(!driven.settle());
+        assert!(driven.pass_time(), "a deadline");
+        assert!(driven.settle());
+    });
+}
+
 #[test]
 fn a_backend_that_cannot_be_reached_is_a_bye() {
     let setup = setup(Policy::Optional, Source::Connectors);
