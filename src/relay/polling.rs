@@ -138,14 +138,19 @@ impl Relay<'_> {
         wanted
     }
 
-    /// Backpressure: a side is read only while there is room for what it causes, on both sides.
+    /// Backpressure: a side is read only while there is room for what it causes; before login that may be on both sides.
     fn wants_client(&self) -> bool {
         let is_taken = match &self.phase {
-            Phase::Cleartext(preauth) | Phase::Secured(preauth) => preauth.wants_client_input(),
-            Phase::Handshake | Phase::Opaque => true,
+            Phase::Cleartext(preauth) | Phase::Secured(preauth) => {
+                preauth.wants_client_input() && self.to_client.has_room()
+            }
+            Phase::Handshake => self.to_client.has_room(),
+            // It may have to say all of something before it reads. What TLS answers by itself is little: rustls keeps one key update,
+            // and counts alerts.
+            Phase::Opaque => true,
         };
-        let has_room = self.to_client.has_room() && self.to_backend.has_room();
-        self.client_input == Direction::Open && (self.is_closing || (is_taken && has_room))
+        let is_welcome = is_taken && self.to_backend.has_room();
+        self.client_input == Direction::Open && (self.is_closing || is_welcome)
     }
 
     /// Whoever leaves behind it what the other side does not take is not waited for longer than one whose end was read.

@@ -107,6 +107,26 @@ fn a_backend_whose_process_has_ended_is_heard_out_and_not_waited_for() {
     });
 }
 
+/// A client may write all of a message before it reads the answers to what it asked for earlier.
+#[test]
+fn a_client_that_does_not_read_is_heard_by_a_backend_that_does() {
+    let setup = Setup {
+        buffer: Some(2048),
+        ..setup(Policy::Optional, Source::Descriptor)
+    };
+    drive(&setup, |driven, mut peers: Peers| {
+        let backend = &mut peers.cleartext.backend;
+        say(driven, backend, "* PREAUTH hello\r\n");
+        while backend.write(&[b'a'; 4096]).is_ok() {
+            assert!(!driven.settle());
+        }
+        assert!(driven.queued().for_client > 0);
+        assert!(!say(driven, &mut peers.client, "a NOOP\r\n"));
+        let (text, _) = read(&mut peers.cleartext.backend);
+        assert_eq!(text, "a NOOP\r\n");
+    });
+}
+
 /// Its end lies behind what it sent, for which there is no room.
 #[test]
 fn a_client_that_left_behind_a_backend_that_reads_nothing_is_not_waited_for() {
