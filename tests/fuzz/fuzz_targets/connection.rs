@@ -481,6 +481,8 @@ impl<'a, 'b> World<'a, 'b> {
         } else if let Some(control) = &self.controls[index] {
             let _ = nix_send(control, answer);
         }
+        // What the backend said before it was heard counts from now on.
+        self.has_backend_acted |= is_connected;
         self.model.connector_answers(is_connected);
     }
 
