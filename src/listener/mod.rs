@@ -165,9 +165,9 @@ impl<S: Service> Listener<'_, S> {
     fn run(&mut self) -> Result<(), Error> {
         loop {
             let ready = self.wait()?;
-            let now = Instant::now();
-            self.read_signals(now);
+            self.read_signals();
             self.answer_applications();
+            let now = Instant::now();
             self.tend(now);
             if self.is_over(now) {
                 return Ok(());
@@ -274,22 +274,25 @@ impl<S: Service> Listener<'_, S> {
         self.notifier.ready();
     }
 
-    fn read_signals(&mut self, now: Instant) {
+    fn read_signals(&mut self) {
+        let mut has_lost_child = false;
         while let Ok(Some(signal)) = self.signals.read_signal() {
             match i32::try_from(signal.ssi_signo).map(Signal::try_from) {
                 Ok(Ok(Signal::SIGHUP)) if self.stage == Stage::Serving => self.reload(),
                 Ok(Ok(Signal::SIGINT | Signal::SIGTERM)) => self.end_sooner(),
                 Ok(Ok(Signal::SIGCHLD)) => {
                     self.reap(i32::try_from(signal.ssi_pid).map(Pid::from_raw).ok());
-                    // The signal may stand for several children, and names one.
-                    let soon = match self.table.len() {
-                        0..=FEW => now,
-                        _ => now + SWEEP_INTERVAL,
-                    };
-                    self.sweep_at.get_or_insert(soon);
+                    has_lost_child = true;
                 }
                 _ => {}
             }
+        }
+        let now = Instant::now();
+        if has_lost_child {
+            // A signal may stand for several children, and names one.
+            let is_cheap = self.table.len() <= FEW;
+            let soon = if is_cheap { now } else { now + SWEEP_INTERVAL };
+            self.sweep_at.get_or_insert(soon);
         }
         if self.sweep_at.is_some_and(|at| at <= now) {
             self.sweep_at = None;

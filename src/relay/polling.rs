@@ -99,17 +99,18 @@ impl Relay<'_> {
             wanted.extend(fd.filter(|_| is_wanted).map(|fd| (source, fd, event)));
         };
         let client = &*self.parts.client;
+        let (wants_client, wants_backend) = (self.wants_client(), self.wants_backend());
         want(
             Source::ClientInput,
             client.input(),
             PollFlags::POLLIN,
-            self.wants_client(),
+            wants_client,
         );
         want(
             Source::ClientEnd,
             client.input(),
             POLLRDHUP,
-            self.wants_end(self.client_input, self.wants_client()),
+            self.wants_end(self.client_input, wants_client),
         );
         want(
             Source::ClientOutput,
@@ -121,13 +122,13 @@ impl Relay<'_> {
             Source::BackendInput,
             backend.and_then(Channel::input),
             PollFlags::POLLIN,
-            self.wants_backend(),
+            wants_backend,
         );
         want(
             Source::BackendEnd,
             backend.and_then(Channel::input),
             POLLRDHUP,
-            self.wants_end(self.backend_output, self.wants_backend()),
+            self.wants_end(self.backend_output, wants_backend),
         );
         want(
             Source::BackendOutput,

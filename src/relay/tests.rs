@@ -32,6 +32,20 @@ fn say(driven: &mut Driven<'_>, stream: &mut UnixStream, text: &str) -> bool {
     driven.settle()
 }
 
+/// With little room in all sockets.
+const SMALL: Setup = Setup {
+    buffer: Some(2048),
+    policy: Policy::Optional,
+    source: Source::Descriptor,
+};
+
+/// Writes until nothing more is taken.
+fn fill(driven: &mut Driven<'_>, stream: &mut UnixStream) {
+    while stream.write(&[b'a'; 4096]).is_ok() {
+        assert!(!driven.settle());
+    }
+}
+
 /// Nobody is left to make a handshake with.
 #[test]
 fn starttls_of_a_client_that_has_ended_ends_the_connection() {
@@ -110,16 +124,10 @@ fn a_backend_whose_process_has_ended_is_heard_out_and_not_waited_for() {
 /// A client may write all of a message before it reads the answers to what it asked for earlier.
 #[test]
 fn a_client_that_does_not_read_is_heard_by_a_backend_that_does() {
-    let setup = Setup {
-        buffer: Some(2048),
-        ..setup(Policy::Optional, Source::Descriptor)
-    };
-    drive(&setup, |driven, mut peers: Peers| {
+    drive(&SMALL, |driven, mut peers: Peers| {
         let backend = &mut peers.cleartext.backend;
         say(driven, backend, "* PREAUTH hello\r\n");
-        while backend.write(&[b'a'; 4096]).is_ok() {
-            assert!(!driven.settle());
-        }
+        fill(driven, backend);
         assert!(driven.queued().for_client > 0);
         assert!(!say(driven, &mut peers.client, "a NOOP\r\n"));
         let (text, _) = read(&mut peers.cleartext.backend);
@@ -130,17 +138,11 @@ fn a_client_that_does_not_read_is_heard_by_a_backend_that_does() {
 /// Its end lies behind what it sent, for which there is no room.
 #[test]
 fn a_client_that_left_behind_a_backend_that_reads_nothing_is_not_waited_for() {
-    let setup = Setup {
-        buffer: Some(2048),
-        ..setup(Policy::Optional, Source::Descriptor)
-    };
     for is_gone in [true, false] {
-        drive(&setup, |driven, mut peers: Peers| {
+        drive(&SMALL, |driven, mut peers: Peers| {
             let backend = &mut peers.cleartext.backend;
             say(driven, backend, "* PREAUTH hello\r\n");
-            while peers.client.write(&[b'a'; 4096]).is_ok() {
-                assert!(!driven.settle());
-            }
+            fill(driven, &mut peers.client);
             assert!(!driven.pass_time(), "no end, no deadline");
             if is_gone {
                 drop(peers.client);
@@ -158,16 +160,10 @@ fn a_client_that_left_behind_a_backend_that_reads_nothing_is_not_waited_for() {
 /// The same the other way round, where there is no process that ends.
 #[test]
 fn a_backend_that_left_behind_a_client_that_reads_nothing_is_not_waited_for() {
-    let setup = Setup {
-        buffer: Some(2048),
-        ..setup(Policy::Optional, Source::Descriptor)
-    };
-    drive(&setup, |driven, peers: Peers| {
+    drive(&SMALL, |driven, peers: Peers| {
         let mut backend = peers.cleartext.backend;
         say(driven, &mut backend, "* PREAUTH hello\r\n");
-        while backend.write(&[b'a'; 4096]).is_ok() {
-            assert!(!driven.settle());
-        }
+        fill(driven, &mut backend);
         assert!(!driven.pass_time(), "no end, no deadline");
         drop(backend);
         assert!(!driven.settle());

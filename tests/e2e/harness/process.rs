@@ -157,17 +157,12 @@ impl Process {
 
     /// A figure of `/proc/PID/status` in KiB, likewise.
     pub fn status_kib_if_alive(self, name: &str) -> Option<u64> {
-        let text = fs::read_to_string(self.path("status")).ok()?;
-        text.lines()
-            .find(|line| line.starts_with(name))
-            .and_then(kib)
+        self.status_if_alive()?.first_number(name)
     }
 
     /// Its real uid, likewise.
     pub fn uid_if_alive(self) -> Option<u32> {
-        let text = fs::read_to_string(self.path("status")).ok()?;
-        let line = text.lines().find_map(|line| line.strip_prefix("Uid:"))?;
-        line.split_whitespace().next()?.parse().ok()
+        self.status_if_alive()?.first_number("Uid")
     }
 
     /// What its descriptors are, likewise (nothing where it has ended).
@@ -189,11 +184,7 @@ impl Process {
 
     /// The same, of a process that may have ended meanwhile.
     pub fn peak_kib_if_alive(self) -> Option<u64> {
-        let status = fs::read_to_string(self.path("status")).ok()?;
-        let line = status
-            .lines()
-            .find_map(|line| line.strip_prefix("VmHWM:"))?;
-        line.trim().trim_end_matches(" kB").parse().ok()
+        self.status_kib_if_alive("VmHWM")
     }
 
     /// Mappings of the program's own file that hold some of PT_GNU_RELRO (elf(5), of 64 bits) and can be written to.
@@ -328,12 +319,13 @@ impl Status {
 
     /// A size in KiB: VmHWM, VmRSS, VmPeak ...
     pub fn kib(&self, name: &str) -> u64 {
-        self.field(name)
-            .split_whitespace()
-            .next()
-            .unwrap()
-            .parse()
-            .unwrap()
+        self.first_number(name)
+            .unwrap_or_else(|| panic!("no {name} in status"))
+    }
+
+    /// What a line begins with, if it is there: a zombie has no memory.
+    fn first_number<T: std::str::FromStr>(&self, name: &str) -> Option<T> {
+        self.0.get(name)?.split_whitespace().next()?.parse().ok()
     }
 }
 

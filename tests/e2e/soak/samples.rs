@@ -109,7 +109,7 @@ impl Samples {
         let (mut idlest, mut largest) = (0, 0);
         for place in &soak.places {
             for (address, network) in place.connections() {
-                largest = largest.max(network.status_kib_if_alive("VmRSS:").unwrap_or(0));
+                largest = largest.max(network.status_kib_if_alive("VmRSS").unwrap_or(0));
                 if idle.contains(&address) {
                     idlest = idlest.max(network.private_kib_if_alive().unwrap_or(0));
                 }
@@ -125,9 +125,9 @@ impl Samples {
                         "descriptors",
                         Some(process.descriptors_if_alive().len() as u64),
                     ),
-                    ("RSS KiB", process.status_kib_if_alive("VmRSS:")),
+                    ("RSS KiB", process.status_kib_if_alive("VmRSS")),
                     // Whatever of it is shared with children.
-                    ("anonymous KiB", process.status_kib_if_alive("RssAnon:")),
+                    ("anonymous KiB", process.status_kib_if_alive("RssAnon")),
                     ("USS KiB", process.private_kib_if_alive()),
                 ];
                 for (what, value) in figures {
