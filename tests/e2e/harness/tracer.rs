@@ -213,6 +213,7 @@ fn start_all(
             },
         };
         follower.know(first.0, cast.first);
+        follower.begin();
         tell_started
             .send((session.take_client(), first))
             .expect("somebody waits");
@@ -349,11 +350,22 @@ impl Follower {
         self.processes.remove(&pid)
     }
 
+    /// From where exec(2) has stopped the first process. Who started it was told so before it had its environment.
+    fn begin(&self) {
+        let (_, status) = wait_for(self.first).expect("it was started");
+        let has_stopped = libc::WIFSTOPPED(status) && libc::WSTOPSIG(status) == libc::SIGTRAP;
+        assert!(has_stopped, "{status:#x}");
+        if self.clock.is_some() || self.wanted == Wanted::ListWithoutClock {
+            hide_shared_clock(self.first);
+        }
+        let _ = request(libc::PTRACE_SETOPTIONS, self.first, 0, OPTIONS as usize);
+        self.resume(self.first, 0);
+    }
+
     /// To the end of the last process; gives the first one's status.
     fn follow(&mut self) -> ExitStatus {
         let mut first = None;
-        let mut has_options = false;
-        while let Some((pid, status)) = wait_for_any() {
+        while let Some((pid, status)) = wait_for(ANY) {
             if libc::WIFEXITED(status) || libc::WIFSIGNALED(status) {
                 let status = ExitStatus::from_raw(status);
                 if pid == self.first {
@@ -376,14 +388,6 @@ impl Follower {
                     let _ = request(libc::PTRACE_DETACH, pid, 0, 0);
                 }
                 _ if signal == libc::SIGTRAP | 0x80 => self.called(pid),
-                _ if pid == self.first && !has_options && signal == libc::SIGTRAP => {
-                    has_options = true;
-                    if self.clock.is_some() || self.wanted == Wanted::ListWithoutClock {
-                        hide_shared_clock(pid);
-                    }
-                    let _ = request(libc::PTRACE_SETOPTIONS, pid, 0, OPTIONS as usize);
-                    self.resume(pid, 0);
-                }
                 _ if signal == libc::SIGSTOP && !self.processes.contains_key(&pid) => {
                     self.early.insert(pid);
                 }
@@ -554,12 +558,15 @@ impl Call {
     }
 }
 
-/// The next stop or end of a process that this thread traces.
-fn wait_for_any() -> Option<(i32, i32)> {
+const ANY: i32 = -1;
+
+/// The next stop or end of a process that this thread traces, or of any of them.
+fn wait_for(process: i32) -> Option<(i32, i32)> {
     loop {
         let mut status = 0;
+        let options = libc::__WALL | libc::__WNOTHREAD;
         // SAFETY: waitpid writes one integer.
-        let pid = unsafe { libc::waitpid(-1, &raw mut status, libc::__WALL | libc::__WNOTHREAD) };
+        let pid = unsafe { libc::waitpid(process, &raw mut status, options) };
         if pid > 0 {
             return Some((pid, status));
         }
