@@ -50,6 +50,7 @@ impl<'a> Relay<'a> {
             remote: None,
             ended: Vec::new(),
             backend_unread: Vec::new(),
+            backend_unsent: super::Queue::default(),
             to_client: super::Queue::default(),
             to_backend: super::Queue::default(),
             scratch: Vec::new(),
@@ -282,11 +283,12 @@ impl<'a> Relay<'a> {
         let unread = preauth.into_unread();
         self.is_tls = true;
         self.deadlines.handshake = Some(Instant::now() + self.parts.handshake_timeout);
-        self.to_backend.clear();
+        let unsent = std::mem::take(&mut self.to_backend);
         match (&mut self.parts.backend, self.backend.take()) {
             (BackendSource::Descriptor(kept), Some(backend)) => {
                 *kept = backend;
                 self.backend_unread = late;
+                self.backend_unsent = unsent;
             }
             // Its socket is closed: it sees end of file, and is reaped when it ends. What it still said goes with it: inside TLS
             // it would be taken for the greeting of the backend there, whose own would then reach the client.
@@ -351,6 +353,7 @@ impl<'a> Relay<'a> {
                 is_told
             }
             BackendSource::Descriptor(backend) => {
+                self.to_backend = std::mem::take(&mut self.backend_unsent);
                 self.connect(Some(backend));
                 false
             }

@@ -137,6 +137,9 @@ struct Relay<'a> {
     ended: Vec<(Pid, BackendEnd)>,
     /// What a backend that is kept across STARTTLS wrote too late for the cleartext phase.
     backend_unread: Vec<u8>,
+    /// What such a backend has not taken yet of commands that it has answered already. It would take the first octets inside TLS for
+    /// their rest.
+    backend_unsent: Queue,
     to_client: Queue,
     to_backend: Queue,
     /// Where bytes are read into; empty while idle.

@@ -9,7 +9,7 @@ use crate::harness::records::*;
 use crate::harness::*;
 use crate::listener::randomness;
 use libtest_mimic::Trial;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socketpair, sockopt};
 use rustls::version::{TLS12, TLS13};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
@@ -82,6 +82,11 @@ pub fn tests() -> Vec<Trial> {
             "attacks: CVE-2021-38371 (Exim), CVE-2021-22947 (curl): a backend that is kept says nothing between OK and ServerHello",
             &[],
             kept_backend,
+        ),
+        test(
+            "attacks: a backend that is kept takes nothing from inside TLS for the rest of a command from before it",
+            &[],
+            early_answer,
         ),
         test(
             "attacks: CVE-2021-38371 (Exim), CVE-2021-22947 (curl): a backend inside TLS that talks out of turn is heard as it is",
@@ -443,6 +448,7 @@ const BACKEND: i32 = 9;
 fn with_backend(test: &Test, policy: &str) -> (Session, Client) {
     let (flags, kind) = (SockFlag::SOCK_CLOEXEC, SockType::Stream);
     let (ours, theirs) = socketpair(AddressFamily::Unix, kind, None, flags).unwrap();
+    setsockopt(&theirs, sockopt::SndBuf, &4096).unwrap();
     let program = Program::new(test).backend([] as [&str; 0]).tls(policy);
     let session = program
         .option("--backend-fd", BACKEND.to_string())
@@ -612,6 +618,32 @@ fn kept_backend(test: &Test) {
         session.close_client();
         session.wait();
     }
+}
+
+/// What has been let through to such a backend reaches it, though it answers before it has read it: it would take the first octets
+/// inside TLS for the rest.
+fn early_answer(test: &Test) {
+    let (mut session, mut backend) = with_backend(test, "optional");
+    // More than its socket holds, and less than that and a queue.
+    let literal = "x".repeat(40_000);
+    backend.send("* OK hello\r\n");
+    let client = session.client();
+    client.greeting();
+    client.send(format!(
+        "s XLONG {{{}+}}\r\n{literal}\r\n{STARTTLS}",
+        literal.len()
+    ));
+    assert_eq!(backend.line(), "s XLONG {40000}");
+    backend.send("+ go on\r\ns NO too long\r\n");
+    assert_eq!(client.line(), "s NO too long");
+    assert_eq!(client.line(), BEGIN);
+    client.handshake(&TlsOffer::new(pki())).unwrap();
+    client.send("e NOOP\r\n");
+    assert_eq!(backend.line(), literal);
+    assert_eq!(backend.line(), "e NOOP");
+    drop(backend);
+    session.close_client();
+    session.wait();
 }
 
 /// What a backend that is started inside TLS says, and what of it the client hears after STARTTLS (where its greeting is not the
