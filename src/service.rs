@@ -15,7 +15,7 @@ use crate::keeper::SharedKeeper;
 use crate::listener::{Service, Started};
 use crate::log::Log;
 use crate::sandbox::{Features, Plan};
-use crate::session::{Served, attend, conclude, is_welcome, refusal};
+use crate::session::{Served, attend, conclude, goodbye, is_welcome, refusal};
 use crate::setup::{Plans, PreparedBackend, set_up_tls, start_shared_keeper, tls_fault};
 use crate::sys;
 use crate::tls::TlsServer;
@@ -131,6 +131,10 @@ impl Service for Serving {
 
     fn refusal(&self) -> &'static [u8] {
         refusal(&self.common.options)
+    }
+
+    fn goodbye(&self) -> &'static [u8] {
+        goodbye(self.common.options.policy)
     }
 
     fn keeper(&self) -> Pid {

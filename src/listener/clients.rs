@@ -73,9 +73,11 @@ impl<S: Service> Listener<'_, S> {
         // A balancer is no source.
         let address = address.filter(|_| !self.service.has_balancers());
         let source = address.map(|address| Source::of(address, limits.prefixes));
+        if !self.has_keeper {
+            return self.refuse(source, self.service.goodbye(), "there is no keeper");
+        }
         if let Err(full) = self.table.admit(source, limits) {
-            self.refuse(source, full);
-            return;
+            return self.refuse(source, self.service.refusal(), reason(full));
         }
         match self.service.start(&mut self.next_client, self.log) {
             Ok(Started {
@@ -111,7 +113,7 @@ impl<S: Service> Listener<'_, S> {
                     true
                 }
                 Err(full) => {
-                    self.note_refusal(Some(source), full);
+                    self.note_refusal(Some(source), reason(full));
                     false
                 }
             };
@@ -128,24 +130,27 @@ impl<S: Service> Listener<'_, S> {
         self.paused_until = Some(Instant::now() + PAUSE);
     }
 
-    fn refuse(&mut self, source: Option<Source>, full: Full) {
+    fn refuse(&mut self, source: Option<Source>, text: &[u8], why: &str) {
         if let Some(client) = self.next_client.take() {
             // Nothing was read, so nothing is known of it; it may be gone.
             let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-            let _ = send(client.as_raw_fd(), self.service.refusal(), flags);
+            let _ = send(client.as_raw_fd(), text, flags);
         }
-        self.note_refusal(source, full);
+        self.note_refusal(source, why);
     }
 
-    fn note_refusal(&mut self, source: Option<Source>, full: Full) {
+    fn note_refusal(&mut self, source: Option<Source>, why: &str) {
         self.table.refused += 1;
         let source = source.map_or_else(|| "unix".to_owned(), |source| source.to_string());
-        let why = match full {
-            Full::Altogether => "there is no room (--max-connections)",
-            Full::Source => "there are too many from there (--max-per-source)",
-        };
         self.refusals
             .note(self.log, format_args!("refused {source}: {why}"));
+    }
+}
+
+fn reason(full: Full) -> &'static str {
+    match full {
+        Full::Altogether => "there is no room (--max-connections)",
+        Full::Source => "there are too many from there (--max-per-source)",
     }
 }
 

@@ -37,6 +37,9 @@ pub(crate) trait Service {
     /// What a client is told for whom there is no room.
     fn refusal(&self) -> &'static [u8];
 
+    /// What a client is told who cannot be served, through a fault of ours.
+    fn goodbye(&self) -> &'static [u8];
+
     /// Whether clients come by balancers, so that who they are is known only later.
     fn has_balancers(&self) -> bool;
 
@@ -97,6 +100,8 @@ struct Listener<'a, S> {
     applications: Vec<(Pid, Application)>,
     /// What was wrong the last time, so that it is said once.
     fault: Option<String>,
+    /// None is left when one has died and another finds fault with its certificates.
+    has_keeper: bool,
     log: &'a mut Log,
     /// A client that was accepted and has no process yet.
     next_client: Option<OwnedFd>,
@@ -124,6 +129,7 @@ pub(crate) fn listen<S: Service>(sockets: Sockets, service: S, log: &mut Log) ->
     let mut listener = Listener {
         applications: Vec::new(),
         fault: None,
+        has_keeper: true,
         log,
         next_client: None,
         notifier: Notifier::new(),
@@ -254,10 +260,18 @@ impl<S: Service> Listener<'_, S> {
         let interval = self.service.listening().renewal;
         self.renew_at = Instant::now()
             + match result {
-                Ok(()) => interval,
+                Ok(()) => {
+                    self.has_keeper = true;
+                    interval
+                }
                 Err(error) => {
+                    let fate = if self.has_keeper {
+                        "served as before"
+                    } else {
+                        "refused"
+                    };
                     self.log.error(format_args!(
-                        "nothing was renewed, and new connections are served as before: {error}"
+                        "nothing was renewed, and new connections are {fate}: {error}"
                     ));
                     interval.min(RETRY)
                 }
@@ -317,6 +331,7 @@ impl<S: Service> Listener<'_, S> {
         } else if process == self.service.keeper() && self.stage == Stage::Serving {
             self.log
                 .error(format_args!("keeper {process}: {how}: another is started"));
+            self.has_keeper = false;
             self.renew();
         }
         true

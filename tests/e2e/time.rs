@@ -646,14 +646,22 @@ fn certificate_runs_out(test: &Test) {
     is_served(&mut client, "a NOOP");
     client.log_out();
     let backends = test.record().backends().len();
-    // Not an octet, and no backend.
-    let mut client = listener.connect();
-    listener.wait_log("accepting clients more slowly");
-    assert!(client.is_quiet_for(Duration::from_millis(300)));
+    listener.wait_log("nothing was renewed, and new connections are refused: ");
+    let (text, _) = listener.connect().read_to_end();
+    assert_eq!(
+        String::from_utf8_lossy(&text),
+        "* BYE [UNAVAILABLE] the server is not set up correctly, try again later\r\n"
+    );
     assert_eq!(test.record().backends().len(), backends);
+    listener.wait_log("refused 127.0.0.1: there is no keeper");
 
     clock.set(0);
-    client.log_in_by_starttls(pki());
+    let mut client = eventually("a keeper is started", || {
+        let mut client = listener.connect();
+        client.line().starts_with("* OK ").then_some(client)
+    });
+    client.starttls(pki());
+    client.login();
     client.log_out();
     listener.end();
 }
