@@ -28,6 +28,7 @@ use crate::connector::{Connector, Target};
 use crate::imap::Policy;
 use crate::keeper::KeeperClient;
 use crate::log::Log;
+use crate::sys;
 use crate::tls::{
     Certified, NoKeeper, OldestVersion, Settings, Tls, TlsServer, UnknownName, examine_processor,
 };
@@ -150,7 +151,7 @@ impl Driven<'_> {
                 self.is_over = true;
                 return true;
             }
-            let sources = self.relay.poll_for(Some(Duration::ZERO)).expect("poll");
+            let sources = self.look();
             if sources.is_empty() {
                 return false;
             }
@@ -159,6 +160,12 @@ impl Driven<'_> {
         }
         let situation = self.relay.situation();
         panic!("the relay is woken again and again: {last:?}, {situation:?}");
+    }
+
+    /// What poll(2) has to say at once.
+    fn look(&self) -> Vec<super::polling::Source> {
+        let polled = sys::uninterrupted(|| self.relay.poll_for(Some(Duration::ZERO)));
+        polled.expect("poll")
     }
 
     /// Lets time pass until the next deadline; returns whether there is one.
@@ -197,7 +204,7 @@ impl Driven<'_> {
         };
         self.relay.ended.push((process, BackendEnd::Exited(status)));
         // What poll(2) has to say together with the signal.
-        let sources = self.relay.poll_for(Some(Duration::ZERO)).expect("poll");
+        let sources = self.look();
         self.relay.note_backend_end();
         self.relay.attend_to(&sources);
     }

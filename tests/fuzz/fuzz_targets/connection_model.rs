@@ -237,13 +237,15 @@ impl Model {
     /// TLS stands; whether for the client, too.
     pub fn secure(&mut self, is_client_done: bool) {
         self.is_secure = true;
-        self.is_in_order &= is_client_done || self.early.is_empty();
         let is_descriptor = self.source == Source::Descriptor;
         match self.source {
             Source::Connectors => self.connecting = Some(1),
             Source::Descriptor => self.current = Some(0),
             Source::Launchers => self.current = Some(1),
         }
+        // What the client said already may take several reads, and between them the backend is heard.
+        let has_words = self.current.is_some_and(|current| !self.pending[current].is_empty());
+        self.is_in_order &= self.early.is_empty() || is_client_done && !has_words;
         let entry = match self.policy {
             Policy::Implicit => Entry::Implicit,
             Policy::Optional if is_descriptor => Entry::StartTlsKept,
