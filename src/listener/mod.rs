@@ -25,6 +25,7 @@ use crate::admission::Application;
 use crate::cli::Listening;
 use crate::error::Error;
 use crate::log::Log;
+use crate::sys;
 use notify::Notifier;
 use refusals::Refusals;
 use table::Table;
@@ -316,7 +317,8 @@ impl<S: Service> Listener<'_, S> {
 
     /// Takes note of a child's end, or of any child's; returns whether there was one.
     fn reap(&mut self, child: Option<Pid>) -> bool {
-        let (process, signal) = match waitpid(child, Some(WaitPidFlag::WNOHANG)) {
+        let waited = sys::uninterrupted(|| waitpid(child, Some(WaitPidFlag::WNOHANG)));
+        let (process, signal) = match waited {
             Ok(WaitStatus::Exited(process, _)) => (process, None),
             Ok(WaitStatus::Signaled(process, signal, _)) => (process, Some(signal)),
             Ok(_) | Err(_) => return false,
