@@ -31,7 +31,7 @@ use crate::backend::{Backend, Launcher};
 use crate::buffer::Buffer;
 use crate::channel::{Channel, Received};
 use crate::connector::{Connecting, Connector};
-use crate::error::reason;
+use crate::error::{EXIT_TEMPORARY, reason};
 use crate::imap::Policy;
 use crate::keeper::KeeperClient;
 use crate::log::Log;
@@ -225,6 +225,9 @@ impl Relay<'_> {
                     "cannot wait for the client and the backend: {}",
                     error.desc()
                 ));
+                self.report.fault = Some(EXIT_TEMPORARY);
+                self.close("cannot wait", Some("the server cannot go on"));
+                self.flush_to_client();
                 return Err(error.into());
             }
         };

@@ -14,7 +14,7 @@ pub(crate) struct Report {
     pub(super) bytes_in: u64,
     pub(super) bytes_out: u64,
     end: Option<String>,
-    /// The exit status where a backend that is no process of ours failed us.
+    /// The exit status where there is none of a backend's: one that is no process of ours failed us, or the system did.
     pub(super) fault: Option<u8>,
     pub(super) facts: Option<Facts>,
     policy: Policy,
@@ -47,8 +47,8 @@ impl Report {
         self.end.get_or_insert(end);
     }
 
-    /// The backend's exit status; where there was no such process, 0 unless a backend could not be had: nothing that a client
-    /// does is a failure.
+    /// The backend's exit status; where there was no such process, 0 unless a backend could not be had or the system failed us:
+    /// nothing that a client does is a failure.
     pub(crate) fn exit_status(&self) -> u8 {
         let started = self.backend_end.map(BackendEnd::exit_status);
         started.or(self.fault).unwrap_or(0)
