@@ -410,8 +410,7 @@ impl<'a, 'b> World<'a, 'b> {
         if is_leaving {
             backend.push();
             if !backend.outbox.is_empty() {
-                // It ends with its words unwritten.
-                self.model.is_cut = true;
+                self.model.backend_breaks_off();
             }
             backend.leave();
             self.model.backend_leaves(index);
@@ -435,7 +434,7 @@ impl<'a, 'b> World<'a, 'b> {
         };
         if let Some(backend) = &mut self.backends[index] {
             if !backend.outbox.is_empty() {
-                self.model.is_cut = true;
+                self.model.backend_breaks_off();
                 backend.outbox.clear();
             }
             // The socket may be a grandchild's, who holds it and says nothing.

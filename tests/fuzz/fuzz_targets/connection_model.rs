@@ -359,6 +359,12 @@ impl Model {
         }
     }
 
+    /// It ends with its words unwritten, maybe in the middle of a line, which before login is a fault of its.
+    pub fn backend_breaks_off(&mut self) {
+        self.is_cut = true;
+        self.may_say_bye |= !self.is_opaque();
+    }
+
     pub fn backend_leaves(&mut self, index: usize) {
         self.has_left[index] = true;
     }
