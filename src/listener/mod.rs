@@ -75,6 +75,8 @@ pub(crate) struct Started {
 
 /// How soon what failed to be renewed is tried again.
 const RETRY: Duration = Duration::from_secs(60);
+/// The same while nobody can be served: what was wanting may have been memory.
+const URGENT_RETRY: Duration = Duration::from_secs(5);
 /// How long a connection may take to say goodbye: longer than the relay's own limit for it.
 const GOODBYE_LIMIT: Duration = Duration::from_secs(15);
 /// How long a killed process may take to end.
@@ -266,15 +268,15 @@ impl<S: Service> Listener<'_, S> {
                     interval
                 }
                 Err(error) => {
-                    let fate = if self.has_keeper {
-                        "served as before"
+                    let (fate, retry) = if self.has_keeper {
+                        ("served as before", RETRY)
                     } else {
-                        "refused"
+                        ("refused", URGENT_RETRY)
                     };
                     self.log.error(format_args!(
                         "nothing was renewed, and new connections are {fate}: {error}"
                     ));
-                    interval.min(RETRY)
+                    interval.min(retry)
                 }
             };
     }
