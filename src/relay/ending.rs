@@ -59,7 +59,10 @@ impl Situation {
             return Step::EndClientOutput;
         }
         let is_client_gone = self.client_output == Ended && self.client_input == Ended;
-        let is_backend_gone = self.backend_output != Open && !self.is_backend_running;
+        // One that says nothing more may still listen.
+        let is_backend_told = self.backend_input != Open;
+        let is_backend_gone =
+            is_backend_told && self.backend_output != Open && !self.is_backend_running;
         if is_client_gone && is_backend_gone {
             Step::Leave
         } else {
@@ -264,7 +267,10 @@ mod tests {
                                 Step::EndBackendInput => assert!(!situation.is_queued_for_backend),
                                 Step::EndClientOutput => assert!(!situation.is_queued_for_client),
                                 Step::Leave => {
-                                    assert!(client_output == Ended && backend_output != Open)
+                                    assert!(client_output == Ended && backend_output != Open);
+                                    assert!(
+                                        backend_input != Open || !situation.is_queued_for_backend
+                                    );
                                 }
                                 Step::Relay => {}
                             }

@@ -77,6 +77,35 @@ fn a_client_that_is_gone_is_told_nothing() {
     });
 }
 
+/// It has said all that it has to say, and still listens.
+#[test]
+fn what_a_client_said_last_reaches_a_backend_that_says_nothing_more() {
+    drive(&SMALL, |driven, mut peers: Peers| {
+        let (client, backend) = (&mut peers.client, &mut peers.cleartext.backend);
+        say(driven, backend, "* PREAUTH hello\r\n");
+        backend.shutdown(std::net::Shutdown::Write).unwrap();
+        let mut sent = 0;
+        while let Ok(count) = client.write(&[b'a'; 4096]) {
+            sent += count;
+            assert!(!driven.settle());
+        }
+        client.shutdown(std::net::Shutdown::Write).unwrap();
+        assert!(!driven.settle());
+        assert!(driven.queued().for_backend > 0);
+        let mut heard = 0;
+        loop {
+            let (text, is_end) = read(backend);
+            heard += text.len();
+            let is_over = driven.settle();
+            if is_end {
+                assert!(is_over);
+                break;
+            }
+        }
+        assert_eq!(heard, sent);
+    });
+}
+
 #[test]
 fn a_session_in_clear_is_passed_on_to_its_end() {
     let setup = setup(Policy::Optional, Source::Launchers);
