@@ -112,6 +112,7 @@ fn listen(
     inherited: Vec<OwnedFd>,
 ) -> Result<(), Error> {
     Children::expect()?;
+    listener::expect_reload()?;
     let sockets = Sockets::open(&options.listening.addresses, inherited)?;
     examine_processor();
     let serving = Serving::prepare(options, source, log)?;

@@ -154,20 +154,35 @@ pub(crate) fn listen<S: Service>(sockets: Sockets, service: S, log: &mut Log) ->
     listener.run()
 }
 
+/// A SIGHUP that comes before we serve is answered when we do, and no reason to end.
+///
+/// # Errors
+/// `System` if the kernel refuses.
+pub(crate) fn expect_reload() -> Result<(), Error> {
+    hold(&[Signal::SIGHUP]).map(drop)
+}
+
 /// SIGCHLD for processes that have ended, SIGHUP to reload, SIGTERM and SIGINT to end: as a descriptor to poll.
 fn watch_signals() -> Result<SignalFd, Error> {
-    let failed = |error: nix::Error| Error::system("cannot watch for signals", error.desc());
-    let mut mask = SigSet::empty();
-    for signal in [
+    let mask = hold(&[
         Signal::SIGCHLD,
         Signal::SIGHUP,
         Signal::SIGINT,
         Signal::SIGTERM,
-    ] {
-        mask.add(signal);
-    }
-    mask.thread_block().map_err(failed)?;
-    SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC).map_err(failed)
+    ])?;
+    SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
+        .map_err(cannot_watch)
+}
+
+/// Has these wait until they are read.
+fn hold(signals: &[Signal]) -> Result<SigSet, Error> {
+    let mask: SigSet = signals.iter().copied().collect();
+    mask.thread_block().map_err(cannot_watch)?;
+    Ok(mask)
+}
+
+fn cannot_watch(error: Errno) -> Error {
+    Error::system("cannot watch for signals", error.desc())
 }
 
 impl<S: Service> Listener<'_, S> {

@@ -86,6 +86,11 @@ pub fn tests() -> Vec<Trial> {
             reload,
         ),
         test(
+            "listener: SIGHUP before it serves is no end, and not lost",
+            &[],
+            early_reload,
+        ),
+        test(
             "listener: a broken set-up is not reloaded, and what was there goes on",
             &[],
             broken_reload,
@@ -775,6 +780,26 @@ fn reload(test: &Test) {
     });
     let many: Vec<Client> = (0..4).map(|_| server.connect()).collect();
     assert!(many.into_iter().all(is_greeted));
+}
+
+fn early_reload(test: &Test) {
+    let program = Program::new(test);
+    let port = free_port();
+    let mut running = Tool::new(test, dir::run_path("imap-tls").to_str().unwrap())
+        .args(["--listen", &format!("127.0.0.1:{port}")])
+        .args(&program.command_line()[1..])
+        .envs(program.environment().clone())
+        .start();
+    // It listens first; then it reads what it serves with.
+    eventually("it listens", || {
+        assert!(!running.has_ended(), "{}", running.log());
+        is_listening(port).then_some(())
+    });
+    sys::kill(running.process().0, libc::SIGHUP).unwrap();
+    eventually("it has reloaded", || {
+        assert!(!running.has_ended(), "{}", running.log());
+        running.log().contains("imap-tls: reloaded").then_some(())
+    });
 }
 
 fn broken_reload(test: &Test) {
