@@ -359,10 +359,10 @@ impl Model {
         }
     }
 
-    /// It ends with its words unwritten, maybe in the middle of a line, which before login is a fault of its.
+    /// It ends with its words unwritten, maybe in the middle of a line, or before one was too long.
     pub fn backend_breaks_off(&mut self) {
         self.is_cut = true;
-        self.may_say_bye |= !self.is_opaque();
+        self.is_in_order &= self.is_opaque();
     }
 
     pub fn backend_leaves(&mut self, index: usize) {
