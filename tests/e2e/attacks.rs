@@ -448,6 +448,7 @@ const BACKEND: i32 = 9;
 fn with_backend(test: &Test, policy: &str) -> (Session, Client) {
     let (flags, kind) = (SockFlag::SOCK_CLOEXEC, SockType::Stream);
     let (ours, theirs) = socketpair(AddressFamily::Unix, kind, None, flags).unwrap();
+    // Little room, so that what the backend has not read waits in our queue.
     setsockopt(&theirs, sockopt::SndBuf, &4096).unwrap();
     let program = Program::new(test).backend([] as [&str; 0]).tls(policy);
     let session = program
