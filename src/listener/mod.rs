@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags};
-use nix::sys::signal::{SigSet, Signal, kill};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::signalfd::SignalFd;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
@@ -126,7 +126,7 @@ struct Listener<'a, S> {
 /// # Errors
 /// `System` if waiting is impossible.
 pub(crate) fn listen<S: Service>(sockets: Sockets, service: S, log: &mut Log) -> Result<(), Error> {
-    let signals = watch_signals()?;
+    let signals = sys::watch_signals(WATCHED).map_err(cannot_watch)?;
     let now = Instant::now();
     let renew_at = now + service.listening().renewal;
     let mut listener = Listener {
@@ -159,27 +159,17 @@ pub(crate) fn listen<S: Service>(sockets: Sockets, service: S, log: &mut Log) ->
 /// # Errors
 /// `System` if the kernel refuses.
 pub(crate) fn expect_reload() -> Result<(), Error> {
-    hold(&[Signal::SIGHUP]).map(drop)
+    let held = sys::hold_signals(&[Signal::SIGHUP]);
+    held.map(drop).map_err(cannot_watch)
 }
 
-/// SIGCHLD for processes that have ended, SIGHUP to reload, SIGTERM and SIGINT to end: as a descriptor to poll.
-fn watch_signals() -> Result<SignalFd, Error> {
-    let mask = hold(&[
-        Signal::SIGCHLD,
-        Signal::SIGHUP,
-        Signal::SIGINT,
-        Signal::SIGTERM,
-    ])?;
-    SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
-        .map_err(cannot_watch)
-}
-
-/// Has these wait until they are read.
-fn hold(signals: &[Signal]) -> Result<SigSet, Error> {
-    let mask: SigSet = signals.iter().copied().collect();
-    mask.thread_block().map_err(cannot_watch)?;
-    Ok(mask)
-}
+/// SIGCHLD for processes that have ended, SIGHUP to reload, SIGTERM and SIGINT to end.
+const WATCHED: &[Signal] = &[
+    Signal::SIGCHLD,
+    Signal::SIGHUP,
+    Signal::SIGINT,
+    Signal::SIGTERM,
+];
 
 fn cannot_watch(error: Errno) -> Error {
     Error::system("cannot watch for signals", error.desc())

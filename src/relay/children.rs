@@ -2,8 +2,8 @@
 
 use std::os::fd::{AsFd as _, BorrowedFd};
 
-use nix::sys::signal::{SigSet, Signal};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::signal::Signal;
+use nix::sys::signalfd::SignalFd;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
@@ -36,14 +36,9 @@ impl Children {
     /// # Errors
     /// `System` if the descriptor cannot be had.
     pub(crate) fn watch() -> Result<Self, Error> {
-        let failed = |error: nix::Error| Error::system("cannot watch for signals", error.desc());
-        let mut mask = SigSet::empty();
-        mask.add(Signal::SIGCHLD);
-        mask.add(Signal::SIGTERM);
-        mask.thread_block().map_err(failed)?;
-        let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
-            .map_err(failed)?;
-        Ok(Self { signals })
+        sys::watch_signals(&[Signal::SIGCHLD, Signal::SIGTERM])
+            .map(|signals| Self { signals })
+            .map_err(|error| Error::system("cannot watch for signals", error.desc()))
     }
 
     /// A superserver that ignores SIGCHLD would have the kernel reap our children, and their status would be lost.
@@ -67,7 +62,7 @@ impl Children {
         }
         // One SIGCHLD may stand for several children.
         loop {
-            match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+            match any_child() {
                 Ok(WaitStatus::Exited(process, status)) => {
                     // wait(2) gives the low eight bits.
                     news.ended.push((
@@ -78,7 +73,6 @@ impl Children {
                 Ok(WaitStatus::Signaled(process, signal, _)) => {
                     news.ended.push((process, BackendEnd::Signalled(signal)));
                 }
-                Err(nix::errno::Errno::EINTR) => {}
                 Ok(_) | Err(_) => return news,
             }
         }
@@ -89,7 +83,7 @@ impl Children {
         let deadline = std::time::Instant::now() + patience;
         loop {
             let _ = self.news();
-            if waitpid(None, Some(WaitPidFlag::WNOHANG)) == Err(nix::errno::Errno::ECHILD) {
+            if any_child() == Err(nix::errno::Errno::ECHILD) {
                 return;
             }
             let left = deadline.saturating_duration_since(std::time::Instant::now());
@@ -105,15 +99,16 @@ impl Children {
     }
 }
 
+/// Reaps one that has ended, if one has.
+fn any_child() -> nix::Result<WaitStatus> {
+    sys::uninterrupted(|| waitpid(None, Some(WaitPidFlag::WNOHANG)))
+}
+
 #[cfg(any(test, fuzzing))]
 impl Children {
     /// For tests within one process: no signal is ever read.
     pub(super) fn pretended() -> nix::Result<Self> {
-        SignalFd::with_flags(
-            &SigSet::empty(),
-            SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC,
-        )
-        .map(|signals| Self { signals })
+        sys::watch_signals(&[]).map(|signals| Self { signals })
     }
 }
 

@@ -17,6 +17,7 @@ pub(crate) use relocated::protect_relocated_data;
 use nix::libc;
 use nix::sys::epoll::{Epoll, EpollEvent};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::{ForkResult, Pid};
 
 /// Turns the `-1` of a system call into the error it set.
@@ -48,6 +49,25 @@ pub(crate) fn uninterrupted<T>(mut call: impl FnMut() -> nix::Result<T>) -> nix:
             result => return result,
         }
     }
+}
+
+/// Has these signals wait until they are read. Returns their set.
+///
+/// # Errors
+/// As sigprocmask(2).
+pub(crate) fn hold_signals(signals: &[Signal]) -> nix::Result<SigSet> {
+    let mask: SigSet = signals.iter().copied().collect();
+    mask.thread_block()?;
+    Ok(mask)
+}
+
+/// The same, and a descriptor to poll and to read them from, which never waits.
+///
+/// # Errors
+/// As above, and signalfd(2).
+pub(crate) fn watch_signals(signals: &[Signal]) -> nix::Result<SignalFd> {
+    let mask = hold_signals(signals)?;
+    SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
 }
 
 /// Descriptor 0. Not `std::io::stdin`, which for its number alone makes a buffer that lives as long as the process.

@@ -784,22 +784,9 @@ fn reload(test: &Test) {
 
 fn early_reload(test: &Test) {
     let program = Program::new(test);
-    let port = free_port();
-    let mut running = Tool::new(test, dir::run_path("imap-tls").to_str().unwrap())
-        .args(["--listen", &format!("127.0.0.1:{port}")])
-        .args(&program.command_line()[1..])
-        .envs(program.environment().clone())
-        .start();
-    // It listens first; then it reads what it serves with.
-    eventually("it listens", || {
-        assert!(!running.has_ended(), "{}", running.log());
-        is_listening(port).then_some(())
-    });
-    sys::kill(running.process().0, libc::SIGHUP).unwrap();
-    eventually("it has reloaded", || {
-        assert!(!running.has_ended(), "{}", running.log());
-        running.log().contains("imap-tls: reloaded").then_some(())
-    });
+    let server = Server::start_listening(test, Superserver::Listener, &program, None);
+    server.signal(libc::SIGHUP);
+    server.wait_log("imap-tls: reloaded");
 }
 
 fn broken_reload(test: &Test) {

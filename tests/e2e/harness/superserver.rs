@@ -75,6 +75,28 @@ impl Server {
         program: &Program,
         setup: Option<&str>,
     ) -> Self {
+        let mut server = Self::start_listening(test, kind, program, setup);
+        if server.kind == Superserver::Listener {
+            // It listens first, and then reads what it needs to serve.
+            eventually("the listener serves", || {
+                assert!(
+                    !server.running.has_ended(),
+                    "the listener ended: {}",
+                    server.log()
+                );
+                server.keeper()
+            });
+        }
+        server
+    }
+
+    /// The same, but waits only until it listens: a listener has then not read yet what it needs to serve.
+    pub fn start_listening(
+        test: &Test,
+        kind: Superserver,
+        program: &Program,
+        setup: Option<&str>,
+    ) -> Self {
         let mut program = program.clone();
         let mut kind = kind;
         if kind == Superserver::Tcpserver && std::env::var_os("E2E_LISTENER").is_some() {
@@ -189,17 +211,6 @@ impl Server {
             );
             is_listening(port).then_some(())
         });
-        if kind == Superserver::Listener {
-            // It listens first, and then reads what it needs to serve.
-            eventually("the listener serves", || {
-                assert!(
-                    !server.running.has_ended(),
-                    "the listener ended: {}",
-                    server.log()
-                );
-                server.keeper()
-            });
-        }
         server
     }
 
