@@ -150,7 +150,7 @@ pub(crate) fn listen<S: Service>(sockets: Sockets, service: S, log: &mut Log) ->
     listener
         .log
         .info(format_args!("listening on {}", listener.sockets));
-    listener.notifier.ready();
+    listener.notifier.ready(listener.log);
     listener.run()
 }
 
@@ -249,7 +249,7 @@ impl<S: Service> Listener<'_, S> {
         }
         self.advance(now);
         let table = &self.table;
-        self.notifier.tend(now, || table.to_string());
+        self.notifier.tend(now, || table.to_string(), self.log);
         self.refusals.tell(now, self.log);
     }
 
@@ -287,13 +287,13 @@ impl<S: Service> Listener<'_, S> {
     }
 
     fn reload(&mut self) {
-        self.notifier.reloading();
+        self.notifier.reloading(self.log);
         let result = self.service.reload(self.log);
         if result.is_ok() {
             self.log.info("reloaded");
         }
         self.note_renewal(result);
-        self.notifier.ready();
+        self.notifier.ready(self.log);
     }
 
     fn read_signals(&mut self) {
@@ -353,7 +353,7 @@ impl<S: Service> Listener<'_, S> {
             Stage::Serving => {
                 self.sockets.close();
                 self.next_client = None;
-                self.notifier.stopping();
+                self.notifier.stopping(self.log);
                 let limit = self.service.listening().drain_timeout;
                 self.log.info(format_args!(
                     "ending: {} connections have {} s",

@@ -151,6 +151,16 @@ pub fn tests() -> Vec<Trial> {
             supervisor,
         ),
         test(
+            "listener: a supervisor that does not read stops nothing, and is told when it does",
+            &[],
+            busy_supervisor,
+        ),
+        test(
+            "listener: a supervisor that cannot be told is logged once, and clients are served",
+            &[],
+            no_supervisor,
+        ),
+        test(
             "listener: hundreds of connections in a second are served, and hundreds stay idle",
             root,
             load,
@@ -1144,6 +1154,63 @@ fn supervisor(test: &Test) {
     server.signal(libc::SIGTERM);
     wait_for("STOPPING=1");
     assert_eq!(server.wait().code(), Some(0));
+}
+
+/// As at boot, when many services fill systemd's queue.
+fn busy_supervisor(test: &Test) {
+    let path = test.path("notify.sock");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o666)).unwrap();
+    let other = UnixDatagram::unbound().unwrap();
+    other.set_nonblocking(true).unwrap();
+    let full = loop {
+        if let Err(error) = other.send_to(b"STATUS=another service's\n", &path) {
+            break error;
+        }
+    };
+    assert_eq!(full.kind(), std::io::ErrorKind::WouldBlock);
+    let program = Program::new(test)
+        .env("NOTIFY_SOCKET", &path)
+        .env("WATCHDOG_USEC", "400000");
+    let mut server = start(test, &program);
+    log_in(&server).log_out();
+    server.signal(libc::SIGHUP);
+    server.wait_log("imap-tls: reloaded");
+    log_in(&server).log_out();
+    // What it would have been told is not lost.
+    socket
+        .set_read_timeout(Some(Duration::from_secs(20)))
+        .unwrap();
+    let mut missing = vec![
+        "RELOADING=1",
+        "READY=1",
+        "WATCHDOG=1",
+        "STATUS=0 connections",
+    ];
+    while !missing.is_empty() {
+        let mut buffer = [0; 1024];
+        let length = socket.recv(&mut buffer).unwrap();
+        let text = String::from_utf8_lossy(&buffer[..length]).into_owned();
+        missing.retain(|wanted| !text.lines().any(|line| line.starts_with(wanted)));
+    }
+    server.signal(libc::SIGTERM);
+    assert_eq!(server.wait().code(), Some(0));
+    assert!(!server.log().contains("supervisor"), "{}", server.log());
+}
+
+fn no_supervisor(test: &Test) {
+    for (address, reason) in [
+        ("/nonexistent/notify.sock", "No such file or directory"),
+        ("@imap-tls/nobody", "Connection refused"),
+        ("vsock:2:99", "neither a path nor an abstract name"),
+    ] {
+        let server = start(test, &Program::new(test).env("NOTIFY_SOCKET", address));
+        let line = server.wait_log("cannot tell the supervisor");
+        assert!(line.contains(address) && line.contains(reason), "{line}");
+        log_in(&server).log_out();
+        let log = server.log();
+        assert_eq!(log.matches("supervisor").count(), 1, "{log}");
+    }
 }
 
 /// A short load by default; E2E_SOAK seconds at E2E_RATE a second, and E2E_IDLE connections, where they are set; with the backend
