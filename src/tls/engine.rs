@@ -19,6 +19,8 @@ pub(super) struct Engine {
     /// Records, or parts of one, and room to read into.
     incoming: Buffer,
     has_sent_alert: bool,
+    /// Our close_notify was sent: nothing may come after it (RFC 8446 section 6.1), though the library would send an alert.
+    is_closed: bool,
     is_failed: bool,
     is_peer_closed: bool,
 }
@@ -33,6 +35,7 @@ impl Engine {
             connection: Box::new(UnbufferedServerConnection::new(config)?),
             incoming: Buffer::default(),
             has_sent_alert: false,
+            is_closed: false,
             is_failed: false,
             is_peer_closed: false,
         })
@@ -53,7 +56,7 @@ impl Engine {
     /// has to be sent to it to `outgoing`.
     ///
     /// # Errors
-    /// rustls's, when the client broke the protocol; the alert for it is in `outgoing` then.
+    /// rustls's, when the client broke the protocol; the alert for it is in `outgoing` then, unless close_notify was.
     pub(super) fn receive(
         &mut self,
         count: usize,
@@ -77,7 +80,9 @@ impl Engine {
     /// # Errors
     /// rustls's, before the handshake is over or after an alert.
     pub(super) fn close(&mut self, outgoing: &mut Buffer) -> Result<(), Error> {
-        self.write(outgoing, |traffic, room| traffic.queue_close_notify(room))
+        self.write(outgoing, |traffic, room| traffic.queue_close_notify(room))?;
+        self.is_closed = true;
+        Ok(())
     }
 
     fn write(
@@ -171,10 +176,12 @@ impl Engine {
         };
         if result.is_err() {
             self.is_failed = true;
-            // What is left of the session is the alert that tells the client; there may be none.
-            let before = outgoing.len();
-            let _ = self.encode_alert(outgoing);
-            self.has_sent_alert = outgoing.len() > before;
+            if !self.is_closed {
+                // What is left of the session is the alert that tells the client; there may be none.
+                let before = outgoing.len();
+                let _ = self.encode_alert(outgoing);
+                self.has_sent_alert = outgoing.len() > before;
+            }
         }
         // After close_notify nothing that the client sends is read.
         self.incoming.consume(if self.is_peer_closed {

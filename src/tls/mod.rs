@@ -235,7 +235,7 @@ impl Tls {
     /// has to be sent to it to `outgoing`.
     ///
     /// # Errors
-    /// rustls's, when the client broke the protocol; the alert for it is in `outgoing` then.
+    /// rustls's, when the client broke the protocol; the alert for it is in `outgoing` then, unless close_notify was.
     pub(crate) fn receive(
         &mut self,
         count: usize,
@@ -396,17 +396,18 @@ mod tests {
     use rustls::pki_types::pem::PemObject as _;
     use rustls::pki_types::{CertificateDer, PrivateKeyDer};
     use rustls::sign::CertifiedKey;
+    use rustls::{ClientConfig, ClientConnection, RootCertStore};
 
-    fn server() -> Tls {
+    fn server() -> (Tls, CertificateDer<'static>) {
         let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
         let key = PrivateKeyDer::from_pem_slice(made.key_pair.serialize_pem().as_bytes()).unwrap();
         let key = ring::sign::any_supported_type(&key).unwrap();
-        let chain = vec![CertificateDer::from(made.cert.der().to_vec())];
+        let certificate = made.cert.der().clone();
         let certified = Certified {
-            key: Arc::new(CertifiedKey::new(chain, key)),
+            key: Arc::new(CertifiedKey::new(vec![certificate.clone()], key)),
             names: vec!["localhost".to_owned()],
         };
-        TlsServer::new(Settings {
+        let server = TlsServer::new(Settings {
             certificates: vec![certified],
             client_auth: None,
             has_directory: false,
@@ -416,7 +417,52 @@ mod tests {
             unknown_name: UnknownName::Default,
         })
         .and_then(|server| server.session())
-        .unwrap()
+        .unwrap();
+        (server, certificate)
+    }
+
+    fn receive(
+        server: &mut Tls,
+        records: &[u8],
+        plaintext: &mut Buffer,
+        outgoing: &mut Buffer,
+    ) -> Result<Progress, Error> {
+        server.room(records.len()).copy_from_slice(records);
+        server.receive(records.len(), plaintext, outgoing)
+    }
+
+    #[test]
+    fn nothing_comes_after_close_notify() {
+        for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+            let (mut server, certificate) = server();
+            let mut roots = RootCertStore::empty();
+            roots.add(certificate).unwrap();
+            let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+            let config = ClientConfig::builder_with_provider(provider)
+                .with_protocol_versions(&[version])
+                .unwrap()
+                .with_root_certificates(roots)
+                .with_no_client_auth();
+            let name = "localhost".try_into().unwrap();
+            let mut client = ClientConnection::new(Arc::new(config), name).unwrap();
+            let (mut plaintext, mut outgoing) = (Buffer::default(), Buffer::default());
+            while client.is_handshaking() || client.wants_write() {
+                let mut records = Vec::new();
+                client.write_tls(&mut records).unwrap();
+                receive(&mut server, &records, &mut plaintext, &mut outgoing).unwrap();
+                client.read_tls(&mut outgoing.filled()).unwrap();
+                outgoing.consume(usize::MAX);
+                client.process_new_packets().unwrap();
+            }
+            server.close(&mut outgoing).unwrap();
+            client.read_tls(&mut outgoing.filled()).unwrap();
+            assert!(client.process_new_packets().unwrap().peer_has_closed());
+            outgoing.consume(usize::MAX);
+            let broken = b"\x17\x03\x03\x00\x20 which nobody has encrypted so  ";
+            assert!(receive(&mut server, broken, &mut plaintext, &mut outgoing).is_err());
+            assert!(outgoing.is_empty(), "{version:?}: {:?}", outgoing.filled());
+            assert!(plaintext.is_empty());
+        }
     }
 
     #[test]
@@ -433,16 +479,12 @@ mod tests {
             b"\x14\x03\x03\x00\x01\x01",
         ] {
             let (mut plaintext, mut outgoing) = (Buffer::default(), Buffer::default());
-            let mut server = server();
-            let receive = |server: &mut Tls, plaintext: &mut _, outgoing: &mut _| {
-                server.room(garbage.len()).copy_from_slice(garbage);
-                server.receive(garbage.len(), plaintext, outgoing)
-            };
-            let result = receive(&mut server, &mut plaintext, &mut outgoing);
+            let (mut server, _) = server();
+            let result = receive(&mut server, garbage, &mut plaintext, &mut outgoing);
             assert!(result.is_err(), "{garbage:?}");
             assert!(plaintext.is_empty());
             // Nothing is done with a failed session, whatever comes.
-            assert!(receive(&mut server, &mut plaintext, &mut outgoing).is_err());
+            assert!(receive(&mut server, garbage, &mut plaintext, &mut outgoing).is_err());
             assert!(
                 server.send(b"x", &mut outgoing).is_err() && server.close(&mut outgoing).is_err()
             );
