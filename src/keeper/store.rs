@@ -1,6 +1,7 @@
 //! Files -> bytes -> keys that sign and the certificates that they go with: read before the sandbox, parsed in it, and examined
 //! before they are used.
 
+use std::io::ErrorKind;
 use std::sync::Arc;
 
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -128,7 +129,7 @@ type Chain = Vec<CertificateDer<'static>>;
 fn parse_chain(pem: &[u8]) -> Result<(Chain, Vec<String>), String> {
     let chain: Chain = rustls_pemfile::certs(&mut &*pem)
         .collect::<Result<_, _>>()
-        .map_err(|error| format!("malformed PEM: {error}"))?;
+        .map_err(|error| malformed_pem(&error))?;
     let own = chain
         .first()
         .ok_or("no certificate in PEM form (BEGIN CERTIFICATE) in it")?;
@@ -176,11 +177,23 @@ fn host_names(own: &X509Certificate<'_>) -> Vec<String> {
 /// `shared` is the option that names the file, where that is the certificate's too.
 fn parse_key(pem: &[u8], shared: Option<&str>) -> Result<Arc<dyn SigningKey>, String> {
     let key: PrivateKeyDer<'static> = rustls_pemfile::private_key(&mut &*pem)
-        .map_err(|error| format!("malformed PEM: {error}"))?
+        .map_err(|error| malformed_pem(&error))?
         .ok_or_else(|| describe_no_key(pem, shared))?;
     rustls::crypto::ring::sign::any_supported_type(&key).map_err(|_| {
         "neither an RSA (2048 bits or more), ECDSA P-256 or P-384 nor Ed25519 key".to_owned()
     })
+}
+
+/// Security: the library's error quotes the line, and in a file whose line breaks were lost that is the key.
+fn malformed_pem(error: &std::io::Error) -> String {
+    let what = match error.kind() {
+        ErrorKind::InvalidData => {
+            "a BEGIN line without its END line, or something else than base64 between them; \
+             were line breaks lost?"
+        }
+        _ => "it cannot be read to its end",
+    };
+    format!("malformed PEM: {what}")
 }
 
 fn describe_no_key(pem: &[u8], shared: Option<&str>) -> String {
@@ -192,4 +205,43 @@ fn describe_no_key(pem: &[u8], shared: Option<&str>) -> String {
         (false, None) => "no private key in PEM form (BEGIN PRIVATE KEY) in it",
     }
     .to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As a shell or a store of secrets may have made of it.
+    #[test]
+    fn a_key_whose_line_breaks_were_lost_is_not_repeated() {
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let (key, certificate) = (made.key_pair.serialize_pem(), made.cert.pem());
+        assert!(parse_key(key.as_bytes(), None).is_ok());
+        let pieces: Vec<&str> = key.lines().filter(|line| !line.contains("---")).collect();
+        for (old, new) in [
+            ("\n", ""),
+            ("\n", " "),
+            ("\n", "\\n"),
+            ("-----END", "----END"),
+            ("-----\n", "----\n"),
+            ("BEGIN PRIVATE KEY-----\n", "BEGIN PRIVATE KEY"),
+        ] {
+            let text = [key.as_str(), &certificate].concat().replace(old, new);
+            for why in [
+                parse_key(text.as_bytes(), None).map(drop),
+                parse_chain(text.as_bytes()).map(drop),
+            ] {
+                let Err(why) = why else { continue };
+                assert!(
+                    !pieces.iter().any(|piece| why.contains(&piece[..16])),
+                    "{why}"
+                );
+            }
+            let why = parse_key(text.as_bytes(), None).map(drop).unwrap_err();
+            assert!(
+                why.contains("line breaks lost") || why.contains("no private key"),
+                "{why}"
+            );
+        }
+    }
 }
