@@ -116,13 +116,18 @@ impl Log {
 
     /// The same log for a connection that is served by this process, and not by the one that opened it. Before the sandbox.
     pub(crate) fn for_connection(&self, subject: &impl fmt::Display) -> Self {
-        if let Sink::Syslog(socket) = &self.sink {
-            // A system log that was started anew has another socket. We share ours with the listener, which finds it by this, too.
-            let _ = find_syslog(socket.as_fd());
-        }
+        let sink = match &self.sink {
+            Sink::Syslog(shared) => {
+                // A system log that was started anew has another socket. The listener's is shared, and finds it by this.
+                let _ = find_syslog(shared.as_fd());
+                // And one of its own: who takes a connection over could shut a shared one down for everybody.
+                connect_syslog().map_or(Sink::Nowhere, |socket| Sink::Syslog(Rc::new(socket)))
+            }
+            sink => sink.clone(),
+        };
         Self {
             process: std::process::id(),
-            sink: self.sink.clone(),
+            sink,
             subject: RefCell::new(subject.to_string()),
             verbosity: self.verbosity,
         }

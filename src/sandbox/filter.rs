@@ -112,21 +112,24 @@ impl Rule {
             Argument::Any => return Ok(Vec::new()),
             Argument::Are(values) => values
                 .iter()
-                .map(|(index, value)| condition(*index, SeccompCmpOp::Eq, *value))
+                .map(|(index, value)| whole(*index, SeccompCmpOp::Eq, *value))
                 .collect(),
-            Argument::Lacks(index, mask) => {
-                condition(index, SeccompCmpOp::MaskedEq(mask), 0).map(|condition| vec![condition])
+            Argument::Masked(values) => values
+                .iter()
+                .map(|(index, mask, value)| whole(*index, SeccompCmpOp::MaskedEq(*mask), *value))
+                .collect(),
+            Argument::IsNotDescriptor(index, number) => {
+                let (size, operator) = (SeccompCmpArgLen::Dword, SeccompCmpOp::Ne);
+                SeccompCondition::new(index, size, operator, number.into())
+                    .map(|condition| vec![condition])
             }
         };
         Ok(vec![SeccompRule::new(conditions?)?])
     }
 }
 
-fn condition(
-    index: u8,
-    operator: SeccompCmpOp,
-    value: u64,
-) -> Result<SeccompCondition, BackendError> {
+/// A condition for all 64 bits.
+fn whole(index: u8, operator: SeccompCmpOp, value: u64) -> Result<SeccompCondition, BackendError> {
     SeccompCondition::new(index, SeccompCmpArgLen::Qword, operator, value)
 }
 

@@ -1,6 +1,7 @@
 /* generate - system call filters as search trees, made by libseccomp from the tables of src/sandbox/filter/tables.rs.
  *
- * Reads lines "arch NAME", "filter NAME", "any CALL", "are CALL INDEX=VALUE...", "lacks CALL INDEX MASK"; writes Rust.
+ * Reads lines "arch NAME", "filter NAME", "any CALL", "are CALL INDEX=VALUE...", "masked CALL
+ * INDEX&MASK=VALUE...", "not CALL INDEX NUMBER" (of its lower 32 bits); writes Rust.
  * Numbers are decimal. Used by tests/filters/run alone. */
 #include <errno.h>
 #include <inttypes.h>
@@ -62,11 +63,26 @@ static void begin(void) {
     }
 }
 
+/* By number, exactly: nothing is put in the place of a call. */
+static void add(const char *call, unsigned int count, const struct scmp_arg_cmp *conditions) {
+    int number = seccomp_syscall_resolve_name(call);
+    check(seccomp_rule_add_exact_array(filter, SCMP_ACT_ALLOW, number, count, conditions), call);
+}
+
+/* A number is another one if any of its bits differs; libseccomp compares all 64, or those of a mask. */
+static void add_differing(const char *call, unsigned int index, uint64_t value) {
+    uint64_t bit;
+    for (bit = 1; bit <= UINT32_MAX; bit <<= 1) {
+        struct scmp_arg_cmp condition = SCMP_CMP64(index, SCMP_CMP_MASKED_EQ, bit, ~value & bit);
+        add(call, 1, &condition);
+    }
+}
+
 static void rule(const char *kind) {
     struct scmp_arg_cmp conditions[6];
     unsigned int count = 0;
     char call[64], line[128];
-    uint64_t value;
+    uint64_t mask, value;
     unsigned int index;
     int number, length;
     if (scanf("%63s", call) != 1)
@@ -74,18 +90,20 @@ static void rule(const char *kind) {
     number = seccomp_syscall_resolve_name_arch(architecture, call);
     if (number < 0)
         fail(call);
-    if (strcmp(kind, "lacks") == 0) {
+    if (strcmp(kind, "masked") == 0) {
+        while (count < 6 && scanf(" %u&%" SCNu64 "=%" SCNu64, &index, &mask, &value) == 3)
+            conditions[count++] = SCMP_CMP64(index, SCMP_CMP_MASKED_EQ, mask, value);
+    } else if (strcmp(kind, "not") == 0) {
         if (scanf("%u %" SCNu64, &index, &value) != 2)
-            fail("no mask");
-        conditions[count++] = SCMP_CMP64(index, SCMP_CMP_MASKED_EQ, value, 0);
+            fail("no number");
+        add_differing(call, index, value);
     } else if (strcmp(kind, "are") == 0) {
         while (count < 6 && scanf(" %u=%" SCNu64, &index, &value) == 2)
             conditions[count++] = SCMP_CMP64(index, SCMP_CMP_EQ, value);
     } else if (strcmp(kind, "any") != 0)
         fail(kind);
-    /* By number, exactly: nothing is put in the place of a call. */
-    number = seccomp_syscall_resolve_name(call);
-    check(seccomp_rule_add_exact_array(filter, SCMP_ACT_ALLOW, number, count, conditions), call);
+    if (strcmp(kind, "not") != 0)
+        add(call, count, conditions);
     number = seccomp_syscall_resolve_name_arch(architecture, call);
     length = snprintf(line, sizeof line, "(\"SYS_%s\", %d),\n", call, number);
     if (length < 0 || strlen(numbers) + (size_t)length >= sizeof numbers)

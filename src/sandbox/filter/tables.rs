@@ -21,8 +21,10 @@ pub(super) enum Argument {
     Any,
     /// Each argument has its value, in all 64 bits.
     Are(&'static [(u8, u64)]),
-    /// The argument of this number has none of these bits.
-    Lacks(u8, u64),
+    /// Of each argument the bits of a mask have their value: number, mask, value.
+    Masked(&'static [(u8, u64, u64)]),
+    /// The argument of this number is a descriptor, of which the kernel takes the lower 32 bits, and not this one.
+    IsNotDescriptor(u8, u32),
 }
 
 /// One line of a table: the call, what must hold for its arguments if anything must, and the reason.
@@ -43,6 +45,8 @@ macro_rules! rule {
 
 /// Memory is never made executable, so code that was written cannot be run.
 const PROT_EXEC: u64 = libc::PROT_EXEC as u64;
+const STDERR: u32 = libc::STDERR_FILENO as u32;
+const MAP_ANONYMOUS: u64 = libc::MAP_ANONYMOUS as u64;
 const FOR_WRITING: u64 = (libc::O_WRONLY | libc::O_RDWR | libc::O_CREAT | libc::O_TRUNC) as u64;
 
 pub(super) const COMMON: &[Rule] = &[
@@ -58,8 +62,8 @@ pub(super) const COMMON: &[Rule] = &[
     rule!(SYS_getrandom, "keys and nonces"),
     rule!(
         SYS_mmap,
-        Argument::Lacks(2, PROT_EXEC),
-        "the allocator takes large blocks"
+        Argument::Masked(&[(2, PROT_EXEC, 0), (3, MAP_ANONYMOUS, MAP_ANONYMOUS)]),
+        "the allocator takes large blocks, and no file: the log may be one"
     ),
     rule!(SYS_mremap, "the allocator moves large blocks"),
     rule!(SYS_munmap, "the allocator gives large blocks back"),
@@ -94,7 +98,11 @@ pub(super) const NETWORK: &[Rule] = &[
         ]),
         "the end of the handshake is acknowledged at once"
     ),
-    rule!(SYS_shutdown, "half-close"),
+    rule!(
+        SYS_shutdown,
+        Argument::IsNotDescriptor(0, STDERR),
+        "half-close; where the log is a socket it is everybody's, the listener's and all backends'"
+    ),
     rule!(SYS_wait4, "the keeper's and the backend's ends"),
 ];
 
@@ -117,7 +125,7 @@ pub(super) const OPENER: &[Rule] = &[
     ),
     rule!(
         SYS_openat,
-        Argument::Lacks(2, FOR_WRITING),
+        Argument::Masked(&[(2, FOR_WRITING, 0)]),
         "certificates and keys, for reading only"
     ),
     rule!(SYS_read, "their content"),

@@ -417,6 +417,18 @@ pub(super) const ROWS: &[Row] = &[
     })
     .refused(libc::EACCES)
     .bare(Succeeds),
+    row("mmap of the log", libc::SYS_mmap, |_| {
+        let shared = n(libc::MAP_SHARED as i64);
+        vec![ZERO, n(4096), n(libc::PROT_READ as i64), shared, n(2), ZERO]
+    }),
+    row("shutdown of the log", libc::SYS_shutdown, |_| {
+        vec![n(2), n(libc::SHUT_RDWR as i64)]
+    }),
+    row(
+        "shutdown of the log, by the number's lower half",
+        libc::SYS_shutdown,
+        |_| vec![n(0x1_0000_0002), n(libc::SHUT_RDWR as i64)],
+    ),
     row("mprotect of the stack", libc::SYS_mprotect, |c| {
         vec![Arg::Number(c.stack), n(4096), n(EXECUTABLE)]
     })
