@@ -6,7 +6,9 @@
 //! a host name, checked again here before it becomes part of a path. It parses nothing else, its system calls are few,
 //! and it ends with the keeper.
 
+use std::cell::Cell;
 use std::fs::File;
+use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
@@ -29,6 +31,8 @@ use crate::sys;
 /// The keeper's end of the way to the opener.
 #[derive(Debug)]
 pub(crate) struct Opener {
+    /// It has ended, or did not answer in time: what it says later would be taken for the answer to another question.
+    is_lost: Cell<bool>,
     socket: OwnedFd,
 }
 
@@ -74,11 +78,19 @@ impl Opener {
         let (ours, theirs) = socket_pair(SockType::SeqPacket)?;
         sys::fork_into(|| run(&theirs, &directory, path, bounding_set, lookups))
             .map_err(|error| Error::system("cannot start the opener", reason(&error)))?;
-        Ok(Self { socket: ours })
+        Ok(Self {
+            is_lost: Cell::new(false),
+            socket: ours,
+        })
     }
 
     pub(super) fn descriptor(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+
+    /// Whether it is of no use any more.
+    pub(super) fn is_lost(&self) -> bool {
+        self.is_lost.get()
     }
 
     /// What is filed under exactly this name.
@@ -92,11 +104,17 @@ impl Opener {
         for (to, from) in record.iter_mut().zip([length].iter().chain(text)) {
             *to = *from;
         }
-        let gone = |error: Errno| format!("no answer from the opener: {}", error.desc());
-        let number = self.socket.as_raw_fd();
-        sys::uninterrupted(|| send(number, &record, MsgFlags::MSG_NOSIGNAL)).map_err(gone)?;
-        let reply = receive_whole(self.socket.as_fd()).map_err(|error| reason(&error))?;
+        let reply = self.ask(&record).map_err(|error| {
+            self.is_lost.set(true);
+            format!("no answer from the opener: {}", reason(&error))
+        })?;
         decode(&reply).ok_or("the opener's answer is none")?
+    }
+
+    fn ask(&self, record: &[u8]) -> io::Result<Vec<u8>> {
+        let number = self.socket.as_raw_fd();
+        sys::uninterrupted(|| send(number, record, MsgFlags::MSG_NOSIGNAL))?;
+        receive_whole(self.socket.as_fd())
     }
 }
 

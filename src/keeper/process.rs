@@ -207,10 +207,15 @@ impl<'a> Keeper<'a> {
             };
             let reply = self.reply(&mut asker, bytes);
             let is_sent = say(socket, reply.as_deref().unwrap_or(&Reply::Refused.encode()));
-            if reply.is_err() || !is_sent {
+            if reply.is_err() || !is_sent || self.has_lost_opener() {
                 return EXIT_TEMPORARY;
             }
         }
+    }
+
+    /// Whether this keeper had better be replaced.
+    pub(super) fn has_lost_opener(&self) -> bool {
+        self.opener.is_some_and(Opener::is_lost)
     }
 
     /// Answers one request.

@@ -102,6 +102,10 @@ pub(super) fn answer(keeper: &Keeper<'_>, control: &OwnedFd, epoll: &Epoll) -> u
                 }
                 number => askers.serve(number, keeper, &mut buffer),
             }
+            // The listener starts another keeper, with another opener.
+            if keeper.has_lost_opener() {
+                return EXIT_TEMPORARY;
+            }
         }
     }
     0

@@ -78,6 +78,16 @@ pub fn tests() -> Vec<Trial> {
             &[Need::Root],
             opener_is_killed,
         ),
+        test(
+            "certificates: a listener whose opener was killed has another, and a keeper",
+            &[Need::Root],
+            |test| opener_is_lost(test, libc::SIGKILL),
+        ),
+        test(
+            "certificates: a listener whose opener answered late has another, and a keeper",
+            &[Need::Root],
+            |test| opener_is_lost(test, libc::SIGSTOP),
+        ),
     ];
     for case in BROKEN {
         tests.push(test(
@@ -1050,4 +1060,38 @@ fn opener_is_killed(test: &Test) {
     assert!(line.contains("no answer from the opener"), "{line}");
     assert_eq!(session.wait_code(), 0);
     assert!(test.record().is_empty());
+}
+
+/// What it says late is the answer to nobody's question.
+fn opener_is_lost(test: &Test, signal: i32) {
+    let names = ["one.example", "other.example"];
+    for name in names {
+        file_whole(test, name, &certificate(test, Key::P256, &[name]));
+    }
+    let program = serving_directory(test).tls("implicit");
+    let server = Server::start(test, Superserver::Listener, &program);
+    let opener = |server: &Server| {
+        let children = server.process().children().into_iter();
+        let mut rest = children.filter(|child| Some(*child) != server.keeper());
+        rest.find(|child| child.blocked_in() == Some(libc::SYS_recvfrom))
+    };
+    let lost = eventually("the opener waits", || opener(&server));
+    let attempt = |name: &str| {
+        let mut offer = TlsOffer::new(Pki::of(Key::P256));
+        offer.server_name = name.to_owned();
+        server.connect().handshake(&offer)
+    };
+    sys::kill(lost.0, signal).unwrap();
+    attempt(names[0]).unwrap_err();
+    server.wait_log("no answer from the opener");
+    if signal == libc::SIGSTOP {
+        sys::kill(lost.0, libc::SIGCONT).unwrap();
+    }
+    eventually("there is another opener", || {
+        opener(&server).filter(|opener| *opener != lost)
+    });
+    for name in [names, names].concat() {
+        attempt(name).unwrap();
+    }
+    eventually("the old one is gone", || (!lost.alive()).then_some(()));
 }
