@@ -135,9 +135,18 @@ impl<'a> Relay<'a> {
                 self.parts.log.debug(format!("beyond STARTTLS: {reason:?}"));
                 self.phase = Phase::Opaque;
                 self.deadlines.login = None;
+                if !self.is_tls {
+                    self.give_tls_up();
+                }
             }
             Action::Close(reason) => self.close_for(reason),
         }
+    }
+
+    /// After a login in clear there can be no TLS: the keeper is let go, and whoever would have started the backend inside it.
+    fn give_tls_up(&mut self) {
+        self.parts.keeper.release();
+        self.parts.backend = BackendSource::Descriptor(Backend::gone());
     }
 
     fn close_for(&mut self, reason: CloseReason) {

@@ -441,8 +441,12 @@ impl Relay<'_> {
             self.close("login timeout", Some("too long without login"));
         }
         if is_over(self.deadlines.linger) {
-            self.deadlines.linger = None;
-            self.client_ended();
+            // Of a client that is not read, for the backend has no room, there may be more than an end to come.
+            let is_unread = self.client_input == Direction::Open && !self.wants_client();
+            self.deadlines.linger = self.deadlines.ending.filter(|_| is_unread);
+            if !is_unread {
+                self.client_ended();
+            }
         }
         if is_over(self.deadlines.ending) {
             self.stop_waiting();

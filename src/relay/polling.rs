@@ -140,7 +140,7 @@ impl Relay<'_> {
     }
 
     /// Backpressure: a side is read only while there is room for what it causes; before login that may be on both sides.
-    fn wants_client(&self) -> bool {
+    pub(super) fn wants_client(&self) -> bool {
         let is_taken = match &self.phase {
             Phase::Cleartext(preauth) | Phase::Secured(preauth) => {
                 preauth.wants_client_input() && self.to_client.has_room()

@@ -1,7 +1,10 @@
 //! What fuzzing has found, and the endings that take no time, with a relay that is driven step by step.
 
 use std::io::{ErrorKind, Read as _, Write as _};
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
+
+use nix::sys::socket::{MsgFlags, recv};
 
 use super::driven::{Driven, Peers, Setup, Source, Stage, drive};
 use crate::imap::Policy;
@@ -25,6 +28,12 @@ fn read(stream: &mut UnixStream) -> (String, bool) {
         }
     };
     (String::from_utf8(bytes).unwrap(), end)
+}
+
+/// Whether the other end is closed.
+fn is_let_go(socket: &OwnedFd) -> bool {
+    let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+    recv(socket.as_raw_fd(), &mut [0], flags) == Ok(0)
 }
 
 fn say(driven: &mut Driven<'_>, stream: &mut UnixStream, text: &str) -> bool {
@@ -106,6 +115,35 @@ fn what_a_client_said_last_reaches_a_backend_that_says_nothing_more() {
     });
 }
 
+/// The client has left, and the backend, which has seen that it did, reads slowly.
+#[test]
+fn what_a_client_sent_before_it_left_reaches_a_backend_that_reads_late() {
+    drive(&SMALL, |driven, mut peers: Peers| {
+        let backend = &mut peers.cleartext.backend;
+        say(driven, backend, "* PREAUTH hello\r\n");
+        let mut sent = 0;
+        while let Ok(count) = peers.client.write(&[b'a'; 4096]) {
+            sent += count;
+            assert!(!driven.settle());
+        }
+        drop(peers.client);
+        assert!(!say(driven, backend, "* 1 EXISTS\r\n"));
+        assert!(!say(driven, backend, "* 2 EXISTS\r\n"));
+        assert!(driven.pass_time(), "the two seconds that it has to close");
+        assert!(!driven.settle());
+        let mut heard = 0;
+        loop {
+            let (text, is_end) = read(backend);
+            heard += text.len();
+            driven.settle();
+            if is_end {
+                break;
+            }
+        }
+        assert_eq!(heard, sent);
+    });
+}
+
 #[test]
 fn a_session_in_clear_is_passed_on_to_its_end() {
     let setup = setup(Policy::Optional, Source::Launchers);
@@ -113,8 +151,16 @@ fn a_session_in_clear_is_passed_on_to_its_end() {
         let (client, backend) = (&mut peers.client, &mut peers.cleartext.backend);
         say(driven, backend, "* OK hello\r\n");
         say(driven, client, "a LOGIN u p\r\n");
+        let secured = peers
+            .secured
+            .as_ref()
+            .and_then(|secured| secured.control.as_ref());
+        let for_tls = [&peers.keeper, secured.expect("a launcher")];
+        assert_eq!(for_tls.map(is_let_go), [false; 2]);
         say(driven, backend, "a OK in\r\n");
         assert_eq!(driven.stage(), Stage::Opaque);
+        // There can be no TLS any more.
+        assert_eq!(for_tls.map(is_let_go), [true; 2]);
         assert_eq!(read(client).0, "* OK hello\r\na OK in\r\n");
         say(driven, client, "b NOOP\r\n");
         client.shutdown(std::net::Shutdown::Write).unwrap();
