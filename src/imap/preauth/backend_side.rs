@@ -168,8 +168,8 @@ impl Preauth {
             self.pass_line(line, StartTlsOffer::Withdrawn, actions);
             return self.become_opaque(reason, actions);
         }
-        self.pass_line(line, self.offer(), actions);
         self.reading = Reading::Command;
+        self.pass_line(line, self.offer(), actions);
         if name == CommandName::Logout && condition == Condition::Ok {
             self.farewell = Some(CloseReason::Logout);
         }
@@ -214,9 +214,18 @@ impl Preauth {
         self.farewell.get_or_insert(reason);
     }
 
-    /// What the client is to read of STARTTLS while it is not authenticated.
+    /// What the client is to read of STARTTLS. What the backend says between a login and its tagged OK is for an authenticated
+    /// session already: Dovecot sends its capabilities then (RFC 9051 section 6.2.1: STARTTLS is not among them).
     fn offer(&self) -> StartTlsOffer {
+        let is_logging_in = matches!(
+            self.reading,
+            Reading::Forwarded {
+                name: CommandName::Authenticate | CommandName::Login,
+                ..
+            }
+        );
         match self.phase {
+            Phase::Optional if is_logging_in => StartTlsOffer::Withdrawn,
             Phase::Optional => StartTlsOffer::Offered,
             Phase::Required | Phase::Secured => StartTlsOffer::Withdrawn,
         }

@@ -191,8 +191,11 @@ impl Naive {
         self.client
     }
 
+    /// Not while a login goes on: what is said then may be for after it.
     fn is_offered(&self) -> bool {
-        self.setting == Setting::Optional
+        let outstanding = self.outstanding.as_ref();
+        let is_login = |asked: &Outstanding| ["AUTHENTICATE", "LOGIN"].contains(&asked.name.as_str());
+        self.setting == Setting::Optional && !outstanding.is_some_and(is_login)
     }
 
     fn close(&mut self, why: &str) {
