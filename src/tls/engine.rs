@@ -221,9 +221,9 @@ impl Engine {
         self.has_sent_alert
     }
 
-    /// Whether there is memory that could be given back.
+    /// Whether there is memory that could be given back: not that of a record under way, for which it would be asked again and again.
     pub(super) fn holds_memory(&self) -> bool {
-        self.incoming.capacity() > 0
+        self.incoming.capacity() > 0 && self.incoming.is_empty()
     }
 }
 

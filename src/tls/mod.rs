@@ -431,6 +431,18 @@ mod tests {
         server.receive(records.len(), plaintext, outgoing)
     }
 
+    /// It would be asked again and again as long as the client keeps the rest.
+    #[test]
+    fn a_record_under_way_is_no_memory_to_give_back() {
+        let (mut server, _) = server();
+        let (mut plaintext, mut outgoing) = (Buffer::default(), Buffer::default());
+        receive(&mut server, b"\x15\x03", &mut plaintext, &mut outgoing).unwrap();
+        assert!(!server.holds_memory());
+        let rest = b"\x01\x00\x02\x02\x28";
+        receive(&mut server, rest, &mut plaintext, &mut outgoing).unwrap_err();
+        assert!(server.holds_memory());
+    }
+
     #[test]
     fn nothing_comes_after_close_notify() {
         for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
