@@ -240,7 +240,7 @@ fn files() -> Roff {
             (
                 "/etc/imap-tls/imap-tls.conf",
                 "Settings, one NAME=VALUE a line, for what the packages bring: systemd puts them into the environment, and \
-                 /usr/libexec/imap-tls/with-settings does so for xinetd and inetd. imap-tls itself does not read it.",
+                 /usr/libexec/imap-tls/with-settings does so for xinetd and inetd. The services (the listener) have it read by --settings.",
             ),
             (
                 "/var/lib/imap-tls/empty",
@@ -259,8 +259,8 @@ fn files() -> Roff {
     paragraphs(
         &mut page,
         &[
-            "Certificates and keys are read anew for each connection, so a renewed certificate needs no reload. A key must not be \
-           readable by everybody.",
+            "Certificates and keys are read anew for each connection, by a listener every hour (--renewal) and at SIGHUP, so a renewed \
+           certificate needs no reload. A key must not be readable by everybody.",
         ],
     );
     page

@@ -116,7 +116,7 @@ fn choose_started(
         )),
         (Some(number), true) => Ok(BackendChoice::Descriptor(number)),
         (None, true) => Err(Error::Usage(
-            "no BACKEND: name the IMAP server to start, with its arguments, after the options, or one to --connect to"
+            "no BACKEND: name the IMAP server to start, with its arguments, after the options or in IMAP_TLS_BACKEND, or one to --connect to"
                 .to_owned(),
         )),
         (None, false) => Ok(BackendChoice::Program { command, user }),
