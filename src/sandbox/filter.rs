@@ -118,10 +118,17 @@ impl Rule {
                 .iter()
                 .map(|(index, mask, value)| whole(*index, SeccompCmpOp::MaskedEq(*mask), *value))
                 .collect(),
-            Argument::IsNotDescriptor(index, number) => {
-                let (size, operator) = (SeccompCmpArgLen::Dword, SeccompCmpOp::Ne);
-                SeccompCondition::new(index, size, operator, number.into())
-                    .map(|condition| vec![condition])
+            Argument::Differs(index, mask, value) => {
+                // In any of the bits.
+                let bits = (0..u64::BITS)
+                    .map(|bit| 1 << bit)
+                    .filter(|bit| mask & bit != 0);
+                return bits
+                    .map(|bit| {
+                        let differs = whole(index, SeccompCmpOp::MaskedEq(bit), !value & bit)?;
+                        SeccompRule::new(vec![differs])
+                    })
+                    .collect();
             }
         };
         Ok(vec![SeccompRule::new(conditions?)?])

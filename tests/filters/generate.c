@@ -1,7 +1,7 @@
 /* generate - system call filters as search trees, made by libseccomp from the tables of src/sandbox/filter/tables.rs.
  *
  * Reads lines "arch NAME", "filter NAME", "any CALL", "are CALL INDEX=VALUE...", "masked CALL
- * INDEX&MASK=VALUE...", "not CALL INDEX NUMBER" (of its lower 32 bits); writes Rust.
+ * INDEX&MASK=VALUE...", "differs CALL INDEX&MASK=VALUE"; writes Rust.
  * Numbers are decimal. Used by tests/filters/run alone. */
 #include <errno.h>
 #include <inttypes.h>
@@ -69,12 +69,13 @@ static void add(const char *call, unsigned int count, const struct scmp_arg_cmp 
     check(seccomp_rule_add_exact_array(filter, SCMP_ACT_ALLOW, number, count, conditions), call);
 }
 
-/* A number is another one if any of its bits differs; libseccomp compares all 64, or those of a mask. */
-static void add_differing(const char *call, unsigned int index, uint64_t value) {
+/* It differs if any of the bits does. */
+static void add_differing(const char *call, unsigned int index, uint64_t mask, uint64_t value) {
     uint64_t bit;
-    for (bit = 1; bit <= UINT32_MAX; bit <<= 1) {
+    for (bit = 1; bit; bit <<= 1) {
         struct scmp_arg_cmp condition = SCMP_CMP64(index, SCMP_CMP_MASKED_EQ, bit, ~value & bit);
-        add(call, 1, &condition);
+        if (mask & bit)
+            add(call, 1, &condition);
     }
 }
 
@@ -93,16 +94,16 @@ static void rule(const char *kind) {
     if (strcmp(kind, "masked") == 0) {
         while (count < 6 && scanf(" %u&%" SCNu64 "=%" SCNu64, &index, &mask, &value) == 3)
             conditions[count++] = SCMP_CMP64(index, SCMP_CMP_MASKED_EQ, mask, value);
-    } else if (strcmp(kind, "not") == 0) {
-        if (scanf("%u %" SCNu64, &index, &value) != 2)
-            fail("no number");
-        add_differing(call, index, value);
+    } else if (strcmp(kind, "differs") == 0) {
+        if (scanf(" %u&%" SCNu64 "=%" SCNu64, &index, &mask, &value) != 3)
+            fail("no mask");
+        add_differing(call, index, mask, value);
     } else if (strcmp(kind, "are") == 0) {
         while (count < 6 && scanf(" %u=%" SCNu64, &index, &value) == 2)
             conditions[count++] = SCMP_CMP64(index, SCMP_CMP_EQ, value);
     } else if (strcmp(kind, "any") != 0)
         fail(kind);
-    if (strcmp(kind, "not") != 0)
+    if (strcmp(kind, "differs") != 0)
         add(call, count, conditions);
     number = seccomp_syscall_resolve_name_arch(architecture, call);
     length = snprintf(line, sizeof line, "(\"SYS_%s\", %d),\n", call, number);

@@ -131,9 +131,7 @@ fn expected(rules: &[(u32, &Rule)], call: &Call) -> u32 {
         Some(Argument::Masked(values)) => values
             .iter()
             .all(|(index, mask, value)| argument(*index) & mask == *value),
-        Some(Argument::IsNotDescriptor(index, number)) => {
-            argument(*index) & 0xffff_ffff != u64::from(*number)
-        }
+        Some(Argument::Differs(index, mask, value)) => argument(*index) & mask != *value,
     };
     if is_allowed { ALLOW } else { KILL }
 }
@@ -155,9 +153,9 @@ fn arguments(rule: &Rule) -> Vec<[u64; 6]> {
             }
             values.iter().map(|(index, ..)| *index).collect()
         }
-        // Next to what is not allowed, and with each bit of that flipped.
-        Argument::IsNotDescriptor(index, number) => {
-            wanted[usize::from(index)] = number.into();
+        // What is not allowed, and with each bit of that flipped.
+        Argument::Differs(index, _, value) => {
+            wanted[usize::from(index)] = value;
             vec![index]
         }
     };
@@ -294,8 +292,8 @@ fn show_the_tables() {
                         write!(text, " {index}&{mask}={value}").unwrap();
                     }
                 }
-                Argument::IsNotDescriptor(index, number) => {
-                    write!(text, "table: not {call} {index} {number}").unwrap();
+                Argument::Differs(index, mask, value) => {
+                    write!(text, "table: differs {call} {index}&{mask}={value}").unwrap();
                 }
             }
             writeln!(text).unwrap();
