@@ -41,6 +41,16 @@ pub(crate) enum Wish {
     NotYet,
 }
 
+/// What the listener says to an applicant.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Answer {
+    Granted,
+    /// Which it has logged.
+    Refused,
+    /// Nothing in time.
+    Silence,
+}
+
 /// Both sides, for one connection.
 ///
 /// # Errors
@@ -63,17 +73,18 @@ impl Applicant {
     }
 
     /// Whether there is room for a client at this address. A listener that is gone counts nobody.
-    pub(crate) fn ask(self, address: IpAddr) -> bool {
+    pub(crate) fn ask(self, address: IpAddr) -> Answer {
         let mut answer = [REFUSED; 1];
         let number = self.0.as_raw_fd();
         let wish = encode(address);
         if sys::uninterrupted(|| send(number, &wish, MsgFlags::MSG_NOSIGNAL)).is_err() {
-            return true;
+            return Answer::Granted;
         }
         match sys::uninterrupted(|| recv(number, &mut answer, MsgFlags::empty())) {
-            Ok(0) => true,
-            Ok(_) => answer == [GRANTED],
-            Err(_) => false,
+            Ok(0) => Answer::Granted,
+            Ok(_) if answer == [GRANTED] => Answer::Granted,
+            Ok(_) => Answer::Refused,
+            Err(_) => Answer::Silence,
         }
     }
 }
@@ -152,7 +163,7 @@ mod tests {
     #[test]
     fn the_answer_is_the_listeners_as_long_as_there_is_one() {
         let address = IpAddr::from([192, 0, 2, 7]);
-        for granted in [true, false] {
+        for (granted, answer) in [(true, Answer::Granted), (false, Answer::Refused)] {
             let (applicant, application) = pair().unwrap();
             assert_eq!(application.wish(), Wish::NotYet);
             let asking = std::thread::spawn(move || applicant.ask(address));
@@ -164,13 +175,16 @@ mod tests {
             };
             assert_eq!(wish, Wish::Room(address));
             application.answer(granted);
-            assert_eq!(asking.join().unwrap(), granted);
+            assert_eq!(asking.join().unwrap(), answer);
         }
         let (applicant, application) = pair().unwrap();
         drop(applicant);
         assert_eq!(application.wish(), Wish::Nothing);
         let (applicant, application) = pair().unwrap();
         drop(application);
-        assert!(applicant.ask(address));
+        assert_eq!(applicant.ask(address), Answer::Granted);
+        let (applicant, application) = pair().unwrap();
+        assert_eq!(applicant.ask(address), Answer::Silence);
+        drop(application);
     }
 }

@@ -4,7 +4,7 @@ use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use crate::activation::{Connection, Peer};
-use crate::admission::Applicant;
+use crate::admission::{Answer, Applicant};
 use crate::cli::{Options, Refusal};
 use crate::error::Error;
 use crate::imap::Policy;
@@ -60,7 +60,7 @@ pub(crate) enum Outcome {
     Checked(relay::Report),
     /// The PROXY header that had to come did not.
     NoHeader(Fault),
-    /// The listener has no room for whom the header names, and has said so in the log.
+    /// The listener has no room for whom the header names, which is in the log.
     NoRoom,
     Served(relay::Report),
 }
@@ -200,8 +200,13 @@ pub(crate) fn attend(
         };
         let known = connection.addresses.filter(|_| whose.is_behind());
         if let (Some(applicant), Some(addresses)) = (applicant, known) {
-            if !applicant.ask(addresses.peer.ip()) {
-                return Outcome::NoRoom;
+            match applicant.ask(addresses.peer.ip()) {
+                Answer::Granted => {}
+                Answer::Refused => return Outcome::NoRoom,
+                Answer::Silence => {
+                    log.warning("refused: the listener is too busy to say whether there is room");
+                    return Outcome::NoRoom;
+                }
             }
         }
         let is_balancers_own = whose == Whose::Balancer;
