@@ -111,7 +111,7 @@ impl KeeperClient {
         opener: Option<Opener>,
         plan: Plan,
     ) -> Result<Self, Error> {
-        let (ours, theirs) = socket_pair(SockType::SeqPacket)?;
+        let (ours, theirs) = socket_pair(SockType::SeqPacket, ANSWER_SECONDS)?;
         start_process(|| process::run(&theirs, files, opener.as_ref(), plan, &Audience::One))?;
         Ok(Self::with(ours))
     }
@@ -195,7 +195,7 @@ impl SharedKeeper {
         opener: Option<Opener>,
         plan: Plan,
     ) -> Result<(Self, Offer), Error> {
-        let (ours, theirs) = socket_pair(SockType::SeqPacket)?;
+        let (ours, theirs) = socket_pair(SockType::SeqPacket, ANSWER_SECONDS)?;
         let process = start_process(|| match Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC) {
             Ok(epoll) => {
                 let audience = Audience::Many(epoll);
@@ -221,7 +221,7 @@ impl SharedKeeper {
     /// # Errors
     /// `System` if there is none to be had, or the keeper has ended or does not keep up.
     pub(crate) fn admit(&self) -> Result<OwnedFd, Error> {
-        let (ours, theirs) = socket_pair(SockType::SeqPacket)?;
+        let (ours, theirs) = socket_pair(SockType::SeqPacket, ANSWER_SECONDS)?;
         shared::hand_over(self.control.as_fd(), &theirs).map_err(|error| {
             Error::system(
                 "cannot introduce the connection to the keeper",
@@ -272,13 +272,12 @@ impl Line {
     }
 }
 
-/// A pair of sockets for messages; whoever asks on the first does not wait for ever.
-fn socket_pair(kind: SockType) -> Result<(OwnedFd, OwnedFd), Error> {
+/// A pair of sockets for messages; whoever asks on the first waits at most `patience` seconds for an answer.
+fn socket_pair(kind: SockType, patience: i64) -> Result<(OwnedFd, OwnedFd), Error> {
     let failed = |error: nix::Error| Error::system("cannot make the keeper's socket", error.desc());
     let (ours, theirs) =
         socketpair(AddressFamily::Unix, kind, None, SockFlag::SOCK_CLOEXEC).map_err(failed)?;
-    let patience = TimeVal::seconds(ANSWER_SECONDS);
-    setsockopt(&ours, sockopt::ReceiveTimeout, &patience).map_err(failed)?;
+    setsockopt(&ours, sockopt::ReceiveTimeout, &TimeVal::seconds(patience)).map_err(failed)?;
     Ok((ours, theirs))
 }
 

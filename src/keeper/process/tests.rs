@@ -35,7 +35,7 @@ impl Running {
             ocsp: Vec::new(),
             tickets,
         };
-        let (socket, theirs) = socket_pair(SockType::SeqPacket).unwrap();
+        let (socket, theirs) = socket_pair(SockType::SeqPacket, 10).unwrap();
         let thread = std::thread::spawn(move || {
             let (_, keeper) = Keeper::parse(bytes, None, Sandboxed::pretended()).unwrap();
             keeper.answer(&theirs)
