@@ -60,6 +60,13 @@ pub(crate) fn reason(error: &std::io::Error) -> String {
     }
 }
 
+/// What is wrong with a file that should be PEM, for the log.
+///
+/// Security: in the place of what the libraries say of it, which quotes the line. In a file whose line breaks were lost that is all of
+/// it, and there may be a key in it.
+pub(crate) const MALFORMED_PEM: &str = "malformed PEM: a BEGIN line without its END line, or something else than base64 between \
+                                        them; were line breaks lost?";
+
 #[cfg(test)]
 mod tests {
     use super::*;

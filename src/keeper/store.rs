@@ -1,7 +1,6 @@
 //! Files -> bytes -> keys that sign and the certificates that they go with: read before the sandbox, parsed in it, and examined
 //! before they are used.
 
-use std::io::ErrorKind;
 use std::sync::Arc;
 
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -13,7 +12,7 @@ use super::CertificateFiles;
 use super::message::{Holding, INTRODUCTION_LIMIT};
 use super::signing::SCHEMES;
 use crate::clock;
-use crate::error::Error;
+use crate::error::{Error, MALFORMED_PEM};
 use crate::files::{FILE_LIMIT, Place, any_mode, check_mode, read, read_with_mode};
 use crate::sandbox::Sandboxed;
 
@@ -129,7 +128,7 @@ type Chain = Vec<CertificateDer<'static>>;
 fn parse_chain(pem: &[u8]) -> Result<(Chain, Vec<String>), String> {
     let chain: Chain = rustls_pemfile::certs(&mut &*pem)
         .collect::<Result<_, _>>()
-        .map_err(|error| malformed_pem(&error))?;
+        .map_err(|_| MALFORMED_PEM.to_owned())?;
     let own = chain
         .first()
         .ok_or("no certificate in PEM form (BEGIN CERTIFICATE) in it")?;
@@ -177,23 +176,11 @@ fn host_names(own: &X509Certificate<'_>) -> Vec<String> {
 /// `shared` is the option that names the file, where that is the certificate's too.
 fn parse_key(pem: &[u8], shared: Option<&str>) -> Result<Arc<dyn SigningKey>, String> {
     let key: PrivateKeyDer<'static> = rustls_pemfile::private_key(&mut &*pem)
-        .map_err(|error| malformed_pem(&error))?
+        .map_err(|_| MALFORMED_PEM.to_owned())?
         .ok_or_else(|| describe_no_key(pem, shared))?;
     rustls::crypto::ring::sign::any_supported_type(&key).map_err(|_| {
         "neither an RSA (2048 bits or more), ECDSA P-256 or P-384 nor Ed25519 key".to_owned()
     })
-}
-
-/// Security: the library's error quotes the line, and in a file whose line breaks were lost that is the key.
-fn malformed_pem(error: &std::io::Error) -> String {
-    let what = match error.kind() {
-        ErrorKind::InvalidData => {
-            "a BEGIN line without its END line, or something else than base64 between them; \
-             were line breaks lost?"
-        }
-        _ => "it cannot be read to its end",
-    };
-    format!("malformed PEM: {what}")
 }
 
 fn describe_no_key(pem: &[u8], shared: Option<&str>) -> String {

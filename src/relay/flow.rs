@@ -136,17 +136,21 @@ impl<'a> Relay<'a> {
                 self.phase = Phase::Opaque;
                 self.deadlines.login = None;
                 if !self.is_tls {
-                    self.give_tls_up();
+                    drop(self.end_handshakes());
                 }
             }
             Action::Close(reason) => self.close_for(reason),
         }
     }
 
-    /// After a login in clear there can be no TLS: the keeper is let go, and whoever would have started the backend inside it.
-    fn give_tls_up(&mut self) {
+    /// No handshake is to come any more: the keeper is let go. Returns where the backend inside TLS comes from; after a login in clear
+    /// there is none, and whoever would have started it is let go as well.
+    fn end_handshakes(&mut self) -> BackendSource {
         self.parts.keeper.release();
-        self.parts.backend = BackendSource::Descriptor(Backend::gone());
+        std::mem::replace(
+            &mut self.parts.backend,
+            BackendSource::Descriptor(Backend::gone()),
+        )
     }
 
     fn close_for(&mut self, reason: CloseReason) {
@@ -320,17 +324,13 @@ impl<'a> Relay<'a> {
     /// TLS stands: the keeper is let go, and the backend starts.
     fn secure(&mut self) {
         self.deadlines.handshake = None;
-        self.parts.keeper.release();
+        let source = self.end_handshakes();
         // A client that waits for this before it sends its next command (Nagle's algorithm) waits 40 ms without.
         self.parts.client.acknowledge_now();
         let facts = self.parts.tls.facts();
         self.parts.log.debug(format!("secure: {facts}"));
-        let is_kept = matches!(self.parts.backend, BackendSource::Descriptor(_))
-            && self.parts.policy == Policy::Optional;
-        let source = std::mem::replace(
-            &mut self.parts.backend,
-            BackendSource::Descriptor(Backend::gone()),
-        );
+        let is_kept =
+            matches!(source, BackendSource::Descriptor(_)) && self.parts.policy == Policy::Optional;
         let is_known = self.start_secured(source, &facts) && facts.client().is_some();
         self.report.facts = Some(facts);
         let entry = match self.parts.policy {

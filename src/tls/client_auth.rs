@@ -11,7 +11,7 @@ use rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
 
-use crate::error::Error;
+use crate::error::{Error, MALFORMED_PEM};
 use crate::log::Escaped;
 
 /// What `--client-cert` asks of a client.
@@ -113,7 +113,7 @@ fn roots(file: TrustFile<'_>, now: i64) -> Result<RootCertStore, Error> {
     for (index, certificate) in CertificateDer::pem_slice_iter(file.bytes).enumerate() {
         let fault =
             |why: String| authorities_fault(file, format!("certificate {}: {why}", index + 1));
-        let certificate = certificate.map_err(|error| fault(format!("malformed PEM: {error}")))?;
+        let certificate = certificate.map_err(|_| fault(MALFORMED_PEM.to_owned()))?;
         match check_authority(&certificate, now).map_err(fault)? {
             None => roots
                 .add(certificate)
@@ -164,7 +164,7 @@ fn parse_lists(file: TrustFile<'_>) -> Result<Vec<CertificateRevocationListDer<'
     }
     let lists: Vec<_> = CertificateRevocationListDer::pem_slice_iter(file.bytes)
         .collect::<Result<_, _>>()
-        .map_err(|error| list_fault(file, format!("malformed PEM: {error}")))?;
+        .map_err(|_| list_fault(file, MALFORMED_PEM))?;
     if lists.is_empty() {
         let why = "no revocation list in it, neither in PEM form (BEGIN X509 CRL) nor in DER";
         return Err(list_fault(file, why));
@@ -405,6 +405,12 @@ mod tests {
         assert!(
             refused(&pem.replace("END", "FIN"), &[])
                 .starts_with(&format!("{ca}certificate 1: malformed PEM"))
+        );
+        // A file may have been named by mistake that holds a key, and its line breaks may have been lost.
+        let one_line = [pem.as_str(), &ours.key.serialize_pem()].concat();
+        assert_eq!(
+            refused(&one_line.replace('\n', ""), &[]),
+            format!("{ca}certificate 1: {MALFORMED_PEM}")
         );
         let broken = "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n";
         assert!(
