@@ -119,13 +119,9 @@ impl Rule {
                 .map(|(index, mask, value)| whole(*index, SeccompCmpOp::MaskedEq(*mask), *value))
                 .collect(),
             Argument::Differs(index, mask, value) => {
-                // In any of the bits.
-                let bits = (0..u64::BITS)
-                    .map(|bit| 1 << bit)
-                    .filter(|bit| mask & bit != 0);
-                return bits
-                    .map(|bit| {
-                        let differs = whole(index, SeccompCmpOp::MaskedEq(bit), !value & bit)?;
+                return differing(mask, value)
+                    .map(|(bit, other)| {
+                        let differs = whole(index, SeccompCmpOp::MaskedEq(bit), other)?;
                         SeccompRule::new(vec![differs])
                     })
                     .collect();
@@ -133,6 +129,13 @@ impl Rule {
         };
         Ok(vec![SeccompRule::new(conditions?)?])
     }
+}
+
+/// A number differs if any bit of the mask does: each of them, and what it is then.
+fn differing(mask: u64, value: u64) -> impl Iterator<Item = (u64, u64)> {
+    let bits = (0..u64::BITS).map(|bit| 1 << bit);
+    bits.filter(move |bit| mask & bit != 0)
+        .map(move |bit| (bit, !value & bit))
 }
 
 /// A condition for all 64 bits.

@@ -1,8 +1,8 @@
 /* generate - system call filters as search trees, made by libseccomp from the tables of src/sandbox/filter/tables.rs.
  *
  * Reads lines "arch NAME", "filter NAME", "any CALL", "are CALL INDEX=VALUE...", "masked CALL
- * INDEX&MASK=VALUE...", "differs CALL INDEX&MASK=VALUE"; writes Rust.
- * Numbers are decimal. Used by tests/filters/run alone. */
+ * INDEX&MASK=VALUE..."; writes Rust. A call may have several lines, of which one must hold. Numbers are decimal.
+ * Used by tests/filters/run alone. */
 #include <errno.h>
 #include <inttypes.h>
 #include <linux/filter.h>
@@ -63,22 +63,6 @@ static void begin(void) {
     }
 }
 
-/* By number, exactly: nothing is put in the place of a call. */
-static void add(const char *call, unsigned int count, const struct scmp_arg_cmp *conditions) {
-    int number = seccomp_syscall_resolve_name(call);
-    check(seccomp_rule_add_exact_array(filter, SCMP_ACT_ALLOW, number, count, conditions), call);
-}
-
-/* It differs if any of the bits does. */
-static void add_differing(const char *call, unsigned int index, uint64_t mask, uint64_t value) {
-    uint64_t bit;
-    for (bit = 1; bit; bit <<= 1) {
-        struct scmp_arg_cmp condition = SCMP_CMP64(index, SCMP_CMP_MASKED_EQ, bit, ~value & bit);
-        if (mask & bit)
-            add(call, 1, &condition);
-    }
-}
-
 static void rule(const char *kind) {
     struct scmp_arg_cmp conditions[6];
     unsigned int count = 0;
@@ -94,17 +78,14 @@ static void rule(const char *kind) {
     if (strcmp(kind, "masked") == 0) {
         while (count < 6 && scanf(" %u&%" SCNu64 "=%" SCNu64, &index, &mask, &value) == 3)
             conditions[count++] = SCMP_CMP64(index, SCMP_CMP_MASKED_EQ, mask, value);
-    } else if (strcmp(kind, "differs") == 0) {
-        if (scanf(" %u&%" SCNu64 "=%" SCNu64, &index, &mask, &value) != 3)
-            fail("no mask");
-        add_differing(call, index, mask, value);
     } else if (strcmp(kind, "are") == 0) {
         while (count < 6 && scanf(" %u=%" SCNu64, &index, &value) == 2)
             conditions[count++] = SCMP_CMP64(index, SCMP_CMP_EQ, value);
     } else if (strcmp(kind, "any") != 0)
         fail(kind);
-    if (strcmp(kind, "differs") != 0)
-        add(call, count, conditions);
+    /* By number, exactly: nothing is put in the place of a call. */
+    number = seccomp_syscall_resolve_name(call);
+    check(seccomp_rule_add_exact_array(filter, SCMP_ACT_ALLOW, number, count, conditions), call);
     number = seccomp_syscall_resolve_name_arch(architecture, call);
     length = snprintf(line, sizeof line, "(\"SYS_%s\", %d),\n", call, number);
     if (length < 0 || strlen(numbers) + (size_t)length >= sizeof numbers)

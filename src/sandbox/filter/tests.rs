@@ -293,7 +293,9 @@ fn show_the_tables() {
                     }
                 }
                 Argument::Differs(index, mask, value) => {
-                    write!(text, "table: differs {call} {index}&{mask}={value}").unwrap();
+                    let lines = differing(mask, value)
+                        .map(|(bit, other)| format!("table: masked {call} {index}&{bit}={other}"));
+                    text += &lines.collect::<Vec<_>>().join("\n");
                 }
             }
             writeln!(text).unwrap();
