@@ -86,6 +86,14 @@ const FEW: usize = 64;
 /// ... it is not asked more often than so.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(100);
 
+/// SIGCHLD for processes that have ended, SIGHUP to reload, SIGTERM and SIGINT to end.
+const WATCHED: &[Signal] = &[
+    Signal::SIGCHLD,
+    Signal::SIGHUP,
+    Signal::SIGINT,
+    Signal::SIGTERM,
+];
+
 /// The way to the end; each stage has a time when the next one begins.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Stage {
@@ -162,14 +170,6 @@ pub(crate) fn expect_reload() -> Result<(), Error> {
     let held = sys::hold_signals(&[Signal::SIGHUP]);
     held.map(drop).map_err(cannot_watch)
 }
-
-/// SIGCHLD for processes that have ended, SIGHUP to reload, SIGTERM and SIGINT to end.
-const WATCHED: &[Signal] = &[
-    Signal::SIGCHLD,
-    Signal::SIGHUP,
-    Signal::SIGINT,
-    Signal::SIGTERM,
-];
 
 fn cannot_watch(error: Errno) -> Error {
     Error::system("cannot watch for signals", error.desc())

@@ -196,6 +196,14 @@ fn start(test: &Test, program: &Program) -> Server {
     Server::start(test, Superserver::Tcpserver, program)
 }
 
+/// A client that asks for this name, and trusts that certificate.
+fn offer_for(name: &str, pki: &Pki) -> TlsOffer {
+    TlsOffer {
+        server_name: name.to_owned(),
+        ..TlsOffer::new(pki)
+    }
+}
+
 fn serving_directory(test: &Test) -> Program {
     Program::new(test).option("--cert-dir", directory(test))
 }
@@ -827,10 +835,7 @@ fn replaced_in_directory(test: &Test) {
     let program = serving_directory(test);
     let names = ["exact.example"];
     let [old, new] = [Key::P256, Key::P384].map(|kind| certificate(test, kind, &names));
-    let offer = |pki| TlsOffer {
-        server_name: names[0].to_owned(),
-        ..TlsOffer::new(pki)
-    };
+    let offer = |pki| offer_for(names[0], pki);
     file_whole(test, names[0], &old);
     let mut first = program.start();
     first.client().log_in_by_starttls_with(&offer(&old));
@@ -1017,8 +1022,7 @@ fn opener_ends(test: &Test) {
         let (mut session, opener) = with_opener(test);
         assert!(session.client().command("a STARTTLS").is_ok());
         assert!(opener.alive());
-        let mut offer = TlsOffer::new(Pki::of(Key::P256));
-        offer.server_name = name.to_owned();
+        let offer = offer_for(name, Pki::of(Key::P256));
         session.client().handshake(&offer).unwrap();
         session.client().login();
         eventually("the opener is gone", || (!opener.alive()).then_some(()));
@@ -1052,8 +1056,7 @@ fn opener_is_killed(test: &Test) {
     session.kill(opener, libc::SIGKILL);
     eventually("the opener is gone", || (!opener.alive()).then_some(()));
     assert!(session.client().command("a STARTTLS").is_ok());
-    let mut offer = TlsOffer::new(Pki::of(Key::P256));
-    offer.server_name = "exact.example".to_owned();
+    let offer = offer_for("exact.example", Pki::of(Key::P256));
     let error = session.client().handshake(&offer).unwrap_err();
     assert!(error.contains("InternalError"), "{error}");
     let line = session.wait_log("handshake failed");
@@ -1077,8 +1080,7 @@ fn opener_is_lost(test: &Test, signal: i32) {
     };
     let lost = eventually("the opener waits", || opener(&server));
     let attempt = |name: &str| {
-        let mut offer = TlsOffer::new(Pki::of(Key::P256));
-        offer.server_name = name.to_owned();
+        let offer = offer_for(name, Pki::of(Key::P256));
         server.connect().handshake(&offer)
     };
     sys::kill(lost.0, signal).unwrap();

@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -1109,27 +1110,50 @@ fn exhausted_processes(test: &Test) {
     no_zombies(&server);
 }
 
-fn supervisor(test: &Test) {
-    let path = test.path("notify.sock");
-    let socket = UnixDatagram::bind(&path).unwrap();
-    socket
-        .set_read_timeout(Some(Duration::from_secs(20)))
-        .unwrap();
-    std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o666)).unwrap();
-    let wait_for = |wanted: &str| {
+/// What the test is as the program's supervisor.
+struct Supervisor {
+    path: PathBuf,
+    socket: UnixDatagram,
+}
+
+impl Supervisor {
+    fn new(test: &Test) -> Self {
+        let path = test.path("notify.sock");
+        let socket = UnixDatagram::bind(&path).unwrap();
+        let patience = Some(Duration::from_secs(20));
+        socket.set_read_timeout(patience).unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o666);
+        std::fs::set_permissions(&path, mode).unwrap();
+        Self { path, socket }
+    }
+
+    /// A program that is to tell it of itself.
+    fn program(&self, test: &Test) -> Program {
+        Program::new(test)
+            .env("NOTIFY_SOCKET", &self.path)
+            .env("WATCHDOG_USEC", "400000")
+    }
+
+    /// The next message that it is told.
+    fn read(&self) -> String {
         let mut buffer = [0; 1024];
-        loop {
-            let length = socket.recv(&mut buffer).unwrap();
-            let text = String::from_utf8_lossy(&buffer[..length]).into_owned();
-            if text.lines().any(|line| line.starts_with(wanted)) {
-                return text;
-            }
-        }
+        let length = self.socket.recv(&mut buffer).unwrap();
+        String::from_utf8_lossy(&buffer[..length]).into_owned()
+    }
+}
+
+/// Whether a line of a message begins so.
+fn tells(message: &str, wanted: &str) -> bool {
+    message.lines().any(|line| line.starts_with(wanted))
+}
+
+fn supervisor(test: &Test) {
+    let supervisor = Supervisor::new(test);
+    let wait_for = |wanted: &str| {
+        let mut messages = std::iter::repeat_with(|| supervisor.read());
+        messages.find(|message| tells(message, wanted)).unwrap()
     };
-    let program = Program::new(test)
-        .env("NOTIFY_SOCKET", &path)
-        .env("WATCHDOG_USEC", "400000");
-    let mut server = start(test, &program);
+    let mut server = start(test, &supervisor.program(test));
     wait_for("READY=1");
     let began = Instant::now();
     for _ in 0..3 {
@@ -1158,29 +1182,21 @@ fn supervisor(test: &Test) {
 
 /// As at boot, when many services fill systemd's queue.
 fn busy_supervisor(test: &Test) {
-    let path = test.path("notify.sock");
-    let socket = UnixDatagram::bind(&path).unwrap();
-    std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o666)).unwrap();
+    let supervisor = Supervisor::new(test);
     let other = UnixDatagram::unbound().unwrap();
     other.set_nonblocking(true).unwrap();
     let full = loop {
-        if let Err(error) = other.send_to(b"STATUS=another service's\n", &path) {
+        if let Err(error) = other.send_to(b"STATUS=another service's\n", &supervisor.path) {
             break error;
         }
     };
     assert_eq!(full.kind(), std::io::ErrorKind::WouldBlock);
-    let program = Program::new(test)
-        .env("NOTIFY_SOCKET", &path)
-        .env("WATCHDOG_USEC", "400000");
-    let mut server = start(test, &program);
+    let mut server = start(test, &supervisor.program(test));
     log_in(&server).log_out();
     server.signal(libc::SIGHUP);
     server.wait_log("imap-tls: reloaded");
     log_in(&server).log_out();
     // What it would have been told is not lost.
-    socket
-        .set_read_timeout(Some(Duration::from_secs(20)))
-        .unwrap();
     let mut missing = vec![
         "RELOADING=1",
         "READY=1",
@@ -1188,10 +1204,8 @@ fn busy_supervisor(test: &Test) {
         "STATUS=0 connections",
     ];
     while !missing.is_empty() {
-        let mut buffer = [0; 1024];
-        let length = socket.recv(&mut buffer).unwrap();
-        let text = String::from_utf8_lossy(&buffer[..length]).into_owned();
-        missing.retain(|wanted| !text.lines().any(|line| line.starts_with(wanted)));
+        let message = supervisor.read();
+        missing.retain(|wanted| !tells(&message, wanted));
     }
     server.signal(libc::SIGTERM);
     assert_eq!(server.wait().code(), Some(0));
