@@ -13,8 +13,9 @@ const SECURED_LINE: usize = 128 * 1024;
 /// A client's literal before login: user names and passwords are the only ones there are.
 pub(super) const LITERAL: u64 = 64 * 1024;
 
-/// A tag that is echoed: clients use ten octets, and the less is reflected the better (cross-protocol attacks, ALPACA).
-pub(super) const TAG: usize = 128;
+/// A tag that is echoed: clients use ten octets, and the less is reflected the better (cross-protocol attacks, ALPACA). A backend
+/// must take no offence at one either: Dovecot answers one of 127 octets without it, and then nobody knows which command that was.
+pub(super) const TAG: usize = 64;
 
 /// Commands under `required` before TLS: eight a second for the whole default login timeout.
 const REQUIRED_COMMANDS: u32 = 1_000;

@@ -68,6 +68,11 @@ pub fn tests() -> Vec<Trial> {
             DOVECOT,
             dovecot_without_header,
         ),
+        test(
+            "connect: dovecot answers under every tag that we let through",
+            DOVECOT,
+            dovecot_and_tags,
+        ),
         test("connect: curl with dovecot", DOVECOT_CURL, |test| {
             let dovecot = Dovecot::start(test);
             let server = dovecot.behind(test, "required", "v2");
@@ -278,6 +283,48 @@ fn dovecot_in_clear(test: &Test) {
     );
     assert!(!line.contains("secured") && !line.contains("TLS"), "{line}");
     assert!(!dovecot.log().contains("Login: "), "{}", dovecot.log());
+    drop(client);
+    ended(&server);
+}
+
+/// It says `* BAD` to a tag that it does not like, which is no answer that a command could be told by: no other is taken then until
+/// the login timeout. Of legal tags that we let through, those are the ones with `]`, which no client has.
+fn dovecot_and_tags(test: &Test) {
+    let dovecot = Dovecot::start(test);
+    let server = dovecot.behind(test, "required", "v2");
+    let tags = (0x21..0x7f_u8)
+        .map(char::from)
+        .filter(|character| !"(){%*\"\\+]".contains(*character))
+        .flat_map(|character| [format!("{character}"), format!("a{character}1")])
+        .chain([1, 63, 64, 65, 126, 127, 128, 129].map(|length| "a".repeat(length)));
+    // What imap-tls refuses counts against the client, who may have ten.
+    let mut refused = Vec::new();
+    for tags in tags.collect::<Vec<_>>().chunks(8) {
+        let mut client = server.connect_from(CLIENT);
+        client.greeting();
+        client.starttls_with(&offer());
+        for tag in tags {
+            client.send(format!("{tag} NOOP\r\n"));
+            match client.line() {
+                line if line == "* BAD Invalid tag" => refused.push(tag.clone()),
+                line => assert!(line.starts_with(&format!("{tag} OK ")), "{tag}: {line}"),
+            }
+        }
+        assert!(client.command("z LOGOUT").is_ok());
+    }
+    assert_eq!(
+        refused,
+        [65, 126, 127, 128, 129].map(|length| "a".repeat(length))
+    );
+    let mut client = server.connect_from(CLIENT);
+    client.greeting();
+    client.starttls_with(&offer());
+    client.send("a] NOOP\r\n");
+    let line = client.line();
+    assert!(
+        line.starts_with("* BAD ") && line != "* BAD Invalid tag",
+        "{line}"
+    );
     drop(client);
     ended(&server);
 }

@@ -452,7 +452,7 @@ impl Naive {
     fn judge(&self, line: &[u8]) -> Option<Answer> {
         let bad = |tag: &[u8], why: &str| Some(say(tag, &format!("BAD {why}"), Then::CountBad));
         let (tag, name, arguments) = words(line);
-        let is_tag = (1..=128).contains(&tag.len())
+        let is_tag = (1..=64).contains(&tag.len())
             && tag
                 .iter()
                 .all(|&byte| is_atom_character(byte) && byte != b'+' || byte == b']');
