@@ -135,7 +135,16 @@ fn parse(arguments: &[OsString], is_root: bool) -> Result<Request, Error> {
         Err(error) if matches!(error.kind(), DisplayHelp | DisplayVersion) => {
             Ok(Request::Show(error.to_string()))
         }
-        Err(error) => refuse(arguments, Error::Usage(one_line(&error.to_string()))),
+        Err(error) => {
+            let complaint = one_line(&error.to_string());
+            let text = match settings::empty_variable(&complaint) {
+                Some(variable) => {
+                    format!("{variable} is empty: give it a value, or take it away")
+                }
+                None => complaint,
+            };
+            refuse(arguments, Error::Usage(text))
+        }
     }
 }
 
@@ -175,6 +184,13 @@ fn one_line(text: &str) -> String {
 
 impl Arguments {
     fn validate(self, is_root: bool) -> Result<Options, Error> {
+        settings::check_environment()?;
+        if self.quiet && self.verbose {
+            return Err(Error::Usage(
+                "--quiet and --verbose (or IMAP_TLS_QUIET and IMAP_TLS_VERBOSE) exclude each other"
+                    .to_owned(),
+            ));
+        }
         let client_auth = choose_client_auth(self.client_ca, self.client_crl, self.client_cert)?;
         let backend_user = choose_backend_user(
             self.backend_user,
@@ -259,8 +275,8 @@ impl Arguments {
             },
             verbosity: match (self.quiet, self.verbose) {
                 (true, _) => Verbosity::Quiet,
-                (false, false) => Verbosity::Normal,
                 (false, true) => Verbosity::Verbose,
+                (false, false) => Verbosity::Normal,
             },
         })
     }

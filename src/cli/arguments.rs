@@ -306,7 +306,6 @@ pub(super) struct Arguments {
         env = "IMAP_TLS_VERBOSE",
         hide_env = true,
         value_parser = FalseyValueParser::new(),
-        conflicts_with = "quiet",
         help_heading = "Log"
     )]
     pub(super) verbose: bool,

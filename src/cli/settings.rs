@@ -86,6 +86,46 @@ pub(super) fn find(arguments: &[OsString]) -> Option<OsString> {
     std::env::var_os(SETTINGS_VARIABLE).filter(|path| !path.is_empty())
 }
 
+/// A setting of Courier's imapd, for the backend as is every variable without our prefix.
+const COURIERS: &str = "IMAP_TLS_REQUIRED";
+
+/// Whether a variable bears our prefix and is no setting.
+fn is_stray(name: &[u8]) -> bool {
+    let mut known = OWN_VARIABLES.iter().chain([&COURIERS]);
+    name.starts_with(OWN_PREFIX.as_bytes()) && !known.any(|known| known.as_bytes() == name)
+}
+
+fn no_such_setting(name: &str) -> String {
+    format!("there is no setting {name}")
+}
+
+/// Looks for slips in the environment, as [`parse`] does in the file: what was meant would silently not hold.
+///
+/// # Errors
+/// `Usage`, which names the variable.
+pub(super) fn check_environment() -> Result<(), Error> {
+    let mut names = std::env::vars_os().map(|(name, _)| name);
+    match names.find(|name| is_stray(name.as_bytes())) {
+        Some(name) => Err(Error::Usage(format!(
+            "{}, which is in the environment",
+            no_such_setting(&name.to_string_lossy())
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// The variable that is set, but to nothing, where that is what clap found wrong with its option.
+pub(super) fn empty_variable(complaint: &str) -> Option<&'static str> {
+    OWN_VARIABLES.iter().copied().find(|variable| {
+        let option = variable
+            .trim_start_matches(OWN_PREFIX)
+            .to_lowercase()
+            .replace('_', "-");
+        complaint.contains(&format!("'--{option} "))
+            && std::env::var_os(variable).is_some_and(|value| value.is_empty())
+    })
+}
+
 type Setting<'a> = (String, &'a [u8]);
 
 /// `NAME=VALUE`, `NAME="VALUE"` or `NAME='VALUE'`; nothing is expanded. Blank lines and those with `#` or `;` in front do not count.
@@ -114,10 +154,8 @@ fn parse_line(line: &[u8]) -> Result<Setting<'_>, String> {
     if name.is_empty() || !name.bytes().all(is_name) {
         return Err(format!("'{}' is no name", name.escape_debug()));
     }
-    // Any other is for the backend.
-    let is_ours = OWN_VARIABLES.contains(&name.as_str()) && name != SETTINGS_VARIABLE;
-    if name.starts_with(OWN_PREFIX) && !is_ours {
-        return Err(format!("there is no setting {name}"));
+    if is_stray(name.as_bytes()) || name == SETTINGS_VARIABLE {
+        return Err(no_such_setting(&name));
     }
     let value = value.trim_ascii();
     if value.contains(&0) {
@@ -136,10 +174,11 @@ mod tests {
 
     #[test]
     fn the_form_is_that_of_an_environment_file() {
-        let text = b"# a comment\n\n; another\nIMAP_TLS_TLS=required\n IMAP_TLS_BACKEND=\"imapd -x\" \nIMAP_TLS_CERT='c d'\nIMAP_TLS_TLS=optional\nIMAP_TLS_KEY=";
-        let expected: [(String, &[u8]); 4] = [
+        let text = b"# a comment\n\n; another\nIMAP_TLS_TLS=required\n IMAP_TLS_BACKEND=\"imapd -x\" \nIMAP_TLS_CERT='c d'\nIMAP_TLS_REQUIRED=0\nIMAP_TLS_TLS=optional\nIMAP_TLS_KEY=";
+        let expected: [(String, &[u8]); 5] = [
             ("IMAP_TLS_BACKEND".into(), b"imapd -x"),
             ("IMAP_TLS_CERT".into(), b"c d"),
+            ("IMAP_TLS_REQUIRED".into(), b"0"),
             ("IMAP_TLS_TLS".into(), b"optional"),
             ("IMAP_TLS_KEY".into(), b""),
         ];

@@ -308,6 +308,21 @@ pub const FAULTS: &[Fault] = &[
         says: &["sometimes", "--tls"],
     },
     Fault {
+        name: "a setting in the environment that there is not",
+        breaks: |_, program| program.env("IMAP_TLS_CLIENTCA", "/etc/ca.pem"),
+        says: &["there is no setting IMAP_TLS_CLIENTCA, which is in the environment"],
+    },
+    Fault {
+        name: "an empty setting in the environment",
+        breaks: |_, program| program.env("IMAP_TLS_CLIENT_CA", ""),
+        says: &["IMAP_TLS_CLIENT_CA is empty: give it a value, or take it away"],
+    },
+    Fault {
+        name: "both less and more in the log",
+        breaks: |_, program| program.flag("--verbose").env("IMAP_TLS_QUIET", "yes"),
+        says: &["--quiet and --verbose (or IMAP_TLS_QUIET and IMAP_TLS_VERBOSE)"],
+    },
+    Fault {
         name: "a memory limit in which nothing works",
         breaks: |_, program| program.option("--memory-limit", "1M"),
         says: &["--memory-limit"],
@@ -514,6 +529,10 @@ const UNUSUAL: &[(&str, Change)] = &[
             .iter()
             .fold(bare, |program, (name, value)| program.env(name, value))
     }),
+    (
+        "a flag where the environment says no to its opposite",
+        |_, program| program.flag("--verbose").env("IMAP_TLS_QUIET", "no"),
+    ),
     ("no PATH at all", |_, program| program.env("PATH", "")),
     (
         "the smallest memory limit that is accepted",

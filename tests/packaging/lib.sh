@@ -4,7 +4,7 @@ export DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8
 # shellcheck disable=SC2034 # used by run
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 # Trees take a minute to make, so they outlive a run. They are never written to again.
-trees=${IMAP_TLS_TREES:-${TMPDIR:-/tmp}/imap-tls-trees}
+trees=${TESTS_TREES:-${TMPDIR:-/tmp}/imap-tls-trees}
 work=$(mktemp -d "${TMPDIR:-/tmp}/imap-tls-packaging.XXXXXX")
 mkdir -p "$trees"
 passed=0 failed=0 nspawn='' init=''
