@@ -30,6 +30,8 @@ pub(super) fn check_keys(report: &mut Report, options: &Options, found: Option<&
         Ok(trust) => trust,
         Err(error) => return report.add(Level::Error, "client certificates", error),
     };
+    let tickets = options.ticket_keys.as_deref();
+    let are_new = tickets.is_some_and(|path| !path.exists());
     let offer = ask_keeper(options, trust.as_ref(), found, |offer| offer);
     let praise = |offer: &Offer| match offer.certificates.as_slice() {
         [one] => format!("they match; {} in the chain", one.key.cert.len()),
@@ -48,12 +50,8 @@ pub(super) fn check_keys(report: &mut Report, options: &Options, found: Option<&
     for warning in &offer.warnings {
         report.add(Level::Warning, "tickets and OCSP", warning);
     }
-    if offer.has_ticket_keys {
-        report.add(
-            Level::Ok,
-            "tickets",
-            "there are keys, so sessions are resumed",
-        );
+    if let Some(path) = tickets.filter(|_| offer.has_ticket_keys) {
+        report.add(Level::Ok, "tickets", describe_tickets(path, are_new));
     }
     if let Some(directory) = &options.certificate_directory {
         check_directory(report, options, directory, found);
@@ -62,6 +60,18 @@ pub(super) fn check_keys(report: &mut Report, options: &Options, found: Option<&
     report.take("TLS", tls, |_| {
         "can be set up with these options".to_owned()
     });
+}
+
+/// Which of the two things that `--ticket-keys` may name: where a fleet's file is missing, each machine makes keys of its own.
+fn describe_tickets(path: &Path, are_new: bool) -> String {
+    let kind = match (path.is_dir(), are_new) {
+        (false, _) => "has keys that this machine did not make",
+        (true, false) => "is a directory with keys that only this machine has",
+        (true, true) => {
+            "was not there, and is now a directory with keys that only this machine has"
+        }
+    };
+    format!("sessions are resumed: '{}' {kind}", path.display())
 }
 
 /// Has a keeper do what one does for a connection.

@@ -77,6 +77,34 @@ type Advice = (
 
 const ADVICE: &[Advice] = &[
     (
+        "a directory of ticket keys that was not there",
+        "ok",
+        |test, program| program.option("--ticket-keys", test.path("tickets")),
+        &[
+            "tickets: sessions are resumed:",
+            "/tickets' was not there, and is now a directory",
+        ],
+    ),
+    (
+        "a directory of ticket keys",
+        "ok",
+        |test, program| {
+            make_dir(&test.path("tickets"), 0o700);
+            program.option("--ticket-keys", test.path("tickets"))
+        },
+        &["/tickets' is a directory with keys that only this machine has"],
+    ),
+    (
+        "a file of ticket keys",
+        "ok",
+        |test, program| {
+            let file = test.path("ticket-keys");
+            write_file(&file, "0123456789abcdef".repeat(4), 0o600);
+            program.option("--ticket-keys", file)
+        },
+        &["/ticket-keys' has keys that this machine did not make"],
+    ),
+    (
         "a certificate that expires soon",
         "warning",
         |test, program| {
