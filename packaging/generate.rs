@@ -60,6 +60,7 @@ fn man_page(out: &mut dyn Write) -> io::Result<()> {
         policies(),
         certificates(),
         processes(),
+        listener(),
         files(),
         environment(),
         exit_status(),
@@ -227,6 +228,36 @@ fn processes() -> Roff {
             "What a kernel or container lacks of the last two is no fault by default: --check says it, the listener warns once, and \
              -v has each connection say it. --require landlock, --require landlock=N (that ABI or a later one) and --require mdwe \
              make it one: nobody is served then, and the exit status is 100.",
+        ],
+    );
+    page
+}
+
+fn listener() -> Roff {
+    let mut page = section("LISTENER");
+    introduction(
+        &mut page,
+        &[
+            "With --listen, or with sockets that systemd hands over, imap-tls needs no superserver. The listener keeps its rights, reads no \
+             byte that a client sends, and forks the processes of each connection; one keeper, which it starts anew if it dies, serves all. \
+             A client beyond --max-connections or --max-per-source is told so in a BYE and closed.",
+            "NOTIFY_SOCKET is told of readiness, reload and end, with the number of connections, and WATCHDOG_USEC is kept.",
+        ],
+    );
+    terms(
+        &mut page,
+        &[
+            (
+                "SIGHUP",
+                "Reads the file of --settings, certificates, keys and users anew. If anything is wrong with them, all stays as it was, \
+                 and the log says why. Connections that are open stay as they are.",
+            ),
+            (
+                "SIGTERM, SIGINT",
+                "Takes no new connections; those that there are have --drain-timeout to end. Then whoever has not logged in is told \
+                 BYE, and the backends of the others see the end of their input. A second signal shortens it. What \
+                 stops the listener must wait longer than --drain-timeout: TimeoutStopSec= in the units is 60 seconds.",
+            ),
         ],
     );
     page
