@@ -234,7 +234,7 @@ fn processes() -> Roff {
 }
 
 fn listener() -> Roff {
-    let mut page = section("LISTENER");
+    let mut page = section("WITHOUT A SUPERSERVER");
     introduction(
         &mut page,
         &[
