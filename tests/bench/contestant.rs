@@ -25,6 +25,8 @@ pub(crate) struct Contestant {
 pub(crate) enum Role {
     /// The IMAP server itself: what a connection costs with nothing between.
     Backend,
+    /// The processes and protections of imap-tls without TLS.
+    ConfinedFloor,
     Floor,
     /// Without tcpserver.
     Listener,
@@ -57,6 +59,19 @@ pub(crate) fn all(
             &workspace.makesock_static,
             workspace,
         ),
+        Contestant {
+            name: "confinement floor".to_owned(),
+            role: Role::ConfinedFloor,
+            entry: Entry::Plain,
+            command: words([
+                &workspace.confined,
+                &workspace.key,
+                &workspace.empty,
+                &workspace.imapd,
+            ]),
+            environment: Vec::new(),
+            notes: "tests/bench/confined.c, linked statically: keeper, launcher and a process that copies, as imap-tls has and confines them; no TLS",
+        },
     ];
     for (name, program) in programs {
         for (entry, policy) in [(Entry::StartTls, "required"), (Entry::Implicit, "implicit")] {

@@ -264,6 +264,7 @@ impl Floors {
                 .map_or(Summary::default(), |(.., summary)| *summary)
         };
         let (floor, static_floor) = (of_role(Role::Floor), of_role(Role::StaticFloor));
+        let confined = of_role(Role::ConfinedFloor);
         let backend = of_role(Role::Backend);
         let peers: Vec<_> = rows
             .iter()
@@ -279,13 +280,13 @@ impl Floors {
             .map_or(Summary::default(), |(.., summary)| *summary);
         let mut text = String::from(
             "Ratios (the best peer is the best in that figure; below 1 is better, for MB/s above 1):\n\n\
-             | | CPU a connection / (copy floor + handshake floor), C=1 / C=8 | CPU a connection / (static copy floor + handshake floor) | CPU a connection / (backend alone + handshake floor) | CPU a connection / best peer | wall median / best peer | wall p95 / best peer | CPU down / (copy floor + cipher) | CPU up / (copy floor + cipher) | MB/s down / stunnel4 | MB/s up / stunnel4 |\n\
-             | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n",
+             | | CPU a connection / (copy floor + handshake floor), C=1 / C=8 | CPU a connection / (static copy floor + handshake floor) | CPU a connection / (confinement floor + handshake floor) | CPU a connection / (backend alone + handshake floor) | CPU a connection / best peer | wall median / best peer | wall p95 / best peer | CPU down / (copy floor + cipher) | CPU up / (copy floor + cipher) | MB/s down / stunnel4 | MB/s up / stunnel4 |\n\
+             | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n",
         );
         for (contestant, _, own) in rows {
             if matches!(
                 contestant.role,
-                Role::Backend | Role::Floor | Role::StaticFloor
+                Role::Backend | Role::ConfinedFloor | Role::Floor | Role::StaticFloor
             ) {
                 continue;
             }
@@ -300,6 +301,7 @@ impl Floors {
                 contestant.name.clone(),
                 both(&|at| over_floor(at, &floor)),
                 both(&|at| over_floor(at, &static_floor)),
+                both(&|at| over_floor(at, &confined)),
                 both(&|at| over_floor(at, &backend)),
                 both(&|at| ratio(own.processor[at], least(&|peer| peer.processor[at]))),
                 both(&|at| ratio(own.wall[at], least(&|peer| peer.wall[at]))),

@@ -81,7 +81,9 @@ impl Scenario {
                 is_shown && round == 0
             }
             Self::Resumed(_) => is_ours,
-            Self::Down(_) | Self::Idle(_) | Self::SetUp { .. } | Self::Up(_) => true,
+            // Whoever copies, copies as fast.
+            Self::Down(_) | Self::Up(_) => contestant.role != Role::ConfinedFloor,
+            Self::Idle(_) | Self::SetUp { .. } => true,
         }
     }
 

@@ -32,7 +32,8 @@ pub(crate) struct Workspace {
     /// Compiled as anybody would: linked dynamically.
     pub(crate) makesock: PathBuf,
     pub(crate) makesock_static: PathBuf,
-    /// The C compiler for the two that are linked statically.
+    pub(crate) confined: PathBuf,
+    /// The C compiler for those that are linked statically.
     pub(crate) static_compiler: &'static str,
 }
 
@@ -53,6 +54,7 @@ impl Workspace {
             imapd: path("imapd"),
             makesock: path("makesock"),
             makesock_static: path("makesock-static"),
+            confined: path("confined"),
             // musl's start-up costs next to nothing; glibc's, with its dozens of CPUID, would be noise in all figures.
             static_compiler: compiler(&["musl-gcc", "cc", "gcc"])?,
             directory,
@@ -78,6 +80,12 @@ impl Workspace {
                 &self.makesock_static,
             ),
             ("makesock.c", compiler, "-pie", &self.makesock),
+            (
+                "confined.c",
+                self.static_compiler,
+                "-static",
+                &self.confined,
+            ),
         ] {
             let source = Path::new(env!("CARGO_MANIFEST_DIR"))
                 .join("tests/bench")
