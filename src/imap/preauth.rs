@@ -271,7 +271,9 @@ impl Preauth {
             _ if matches!(self.stage, Stage::Greeting(_)) => true,
             Reading::Command => self.backend_mid_response(),
             Reading::Forwarded { step, .. } => matches!(step, Step::Answer | Step::Invitation(_)),
-            Reading::Discarding { .. } => false,
+            Reading::Discarding { part, .. } => {
+                *part == DiscardedPart::Rest && self.backend_mid_response()
+            }
         }
     }
 

@@ -142,6 +142,10 @@ impl Preauth {
     }
 
     fn discard_rest(&mut self, actions: &mut Vec<Action>) -> Progress {
+        // At its end is the place of the answer.
+        if self.backend_mid_response() {
+            return Progress::Stalled;
+        }
         let Some(line) = self.client_line(actions) else {
             return Progress::Stalled;
         };

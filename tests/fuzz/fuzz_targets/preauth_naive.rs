@@ -245,7 +245,7 @@ impl Naive {
             _ if self.state == State::Greeting => true,
             Some(Next::Nothing | Next::Announced(..)) => true,
             Some(_) => false,
-            None => self.refused.is_none() && self.is_in_response(),
+            None => self.refused.as_ref().is_none_or(|refused| refused.octets == 0) && self.is_in_response(),
         }
     }
 
@@ -255,7 +255,7 @@ impl Naive {
             let count = take_count(&self.client, refused.octets);
             refused.octets -= count as u64;
             self.client.drain(..count);
-            return refused.octets == 0 && self.read_end_of_refused();
+            return refused.octets == 0 && !self.is_in_response() && self.read_end_of_refused();
         }
         let Some(outstanding) = &mut self.outstanding else {
             return self.read_command();
