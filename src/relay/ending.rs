@@ -30,6 +30,8 @@ pub(super) struct Situation {
     pub(super) is_backend_running: bool,
     /// We decided to end: a limit, a deadline, a fault.
     pub(super) is_closing: bool,
+    /// The server is going down: what the client says is not heard any more, what the backend says is.
+    pub(super) is_terminated: bool,
     pub(super) is_queued_for_backend: bool,
     pub(super) is_queued_for_client: bool,
 }
@@ -50,7 +52,7 @@ pub(super) enum Step {
 impl Situation {
     /// The next step; after taking it, ask again.
     pub(super) fn next(&self) -> Step {
-        let is_client_done = self.client_input == Ended || self.is_closing;
+        let is_client_done = self.client_input == Ended || self.is_closing || self.is_terminated;
         if self.backend_input == Open && is_client_done && !self.is_queued_for_backend {
             return Step::EndBackendInput;
         }
@@ -83,6 +85,7 @@ mod tests {
         backend_output: Open,
         is_backend_running: true,
         is_closing: false,
+        is_terminated: false,
         is_queued_for_backend: false,
         is_queued_for_client: false,
     };
@@ -189,6 +192,30 @@ mod tests {
                 },
                 Step::Leave,
             ),
+            // The server is going down: the backend is told, and the client may speak until it has closed.
+            (
+                Situation {
+                    is_terminated: true,
+                    ..RUNNING
+                },
+                Step::EndBackendInput,
+            ),
+            (
+                Situation {
+                    is_terminated: true,
+                    backend_input: Ended,
+                    ..RUNNING
+                },
+                Step::Relay,
+            ),
+            (
+                Situation {
+                    is_terminated: true,
+                    backend_input: Ended,
+                    ..backend_told
+                },
+                Step::Relay,
+            ),
             // We end it: before TLS, and with a backend.
             (
                 Situation {
@@ -251,7 +278,7 @@ mod tests {
             for client_output in [Open, Ended] {
                 for backend_input in directions {
                     for backend_output in directions {
-                        for bits in 0..16 {
+                        for bits in 0..32 {
                             let flag = |bit: usize| flags[(bits >> bit) & 1];
                             let situation = Situation {
                                 client_input,
@@ -260,6 +287,7 @@ mod tests {
                                 backend_output,
                                 is_backend_running: flag(0),
                                 is_closing: flag(1),
+                                is_terminated: flag(4),
                                 is_queued_for_backend: flag(2),
                                 is_queued_for_client: flag(3),
                             };

@@ -152,7 +152,9 @@ struct Relay<'a> {
     backend_output: Direction,
     is_backend_running: bool,
     is_closing: bool,
-    /// Octets from the client that were thrown away since.
+    /// SIGTERM came after login.
+    is_terminated: bool,
+    /// Octets from the client that were thrown away since either.
     discarded: usize,
     is_close_notify_sent: bool,
     deadlines: Deadlines,
@@ -198,9 +200,16 @@ impl Relay<'_> {
             backend_output: self.backend_output,
             is_backend_running: self.is_backend_running,
             is_closing: self.is_closing,
+            is_terminated: self.is_terminated,
             is_queued_for_backend: !self.to_backend.is_empty() || self.is_client_input_held(),
             is_queued_for_client: !self.to_client.is_empty(),
         }
+    }
+
+    /// Whether what the client says concerns nobody. It is read all the same: with octets unread, the end would be a reset, which eats
+    /// what the client has not read yet.
+    fn discards_client(&self) -> bool {
+        self.is_closing || self.is_terminated
     }
 
     /// Commands that a client sent before its end of file may still wait for the answers to earlier ones.

@@ -151,7 +151,7 @@ impl Relay<'_> {
             Phase::Opaque => true,
         };
         let is_welcome = is_taken && self.to_backend.has_room();
-        self.client_input == Direction::Open && (self.is_closing || is_welcome)
+        self.client_input == Direction::Open && (self.discards_client() || is_welcome)
     }
 
     /// Whoever leaves behind it what the other side does not take is not waited for longer than one whose end was read.
