@@ -115,7 +115,7 @@ impl Relay<'_> {
             Phase::Handshake | Phase::Opaque => true,
         };
         let reason = reason(error);
-        if is_greeted && is_reset(error) {
+        if is_reset(error) && (is_greeted || self.has_client_left()) {
             self.parts.log.info(self.fault("is gone", &reason));
         } else {
             self.fail(EXIT_TEMPORARY, "is gone", &reason);
@@ -123,9 +123,15 @@ impl Relay<'_> {
         self.report.ended(format!("backend gone: {reason}"));
     }
 
+    /// A backend need not greet whom it has seen leave.
+    fn has_client_left(&self) -> bool {
+        self.client_input == Direction::Ended
+    }
+
     /// A connection that ended before there was a greeting.
     pub(super) fn note_silence(&mut self) {
-        if self.remote.is_some() && self.report.fault.is_none() {
+        let is_known = self.report.fault.is_some() || self.has_client_left();
+        if self.remote.is_some() && !is_known {
             self.fail(
                 EXIT_TEMPORARY,
                 "is of no use",

@@ -61,6 +61,7 @@ impl<'a> Relay<'a> {
             backend_output: Direction::Absent,
             is_backend_running: false,
             is_closing: false,
+            is_terminated: false,
             discarded: 0,
             is_close_notify_sent: false,
             deadlines,
@@ -165,7 +166,7 @@ impl<'a> Relay<'a> {
 
     /// `count` octets were read: to where the TLS engine wants them, or to the scratch buffer.
     pub(super) fn client_sent(&mut self, count: usize) {
-        if self.is_closing {
+        if self.discards_client() {
             self.discarded += count;
             if self.discarded > LINGER_OCTETS {
                 self.client_input = Direction::Ended;
@@ -311,6 +312,7 @@ impl<'a> Relay<'a> {
             (BackendSource::Descriptor(_), None) => {}
         }
         self.connect(None);
+        self.forget_cleartext();
         if !unread.is_empty() {
             self.parts.tls.room(unread.len()).copy_from_slice(&unread);
             self.client_sent_records(unread.len());
@@ -318,6 +320,14 @@ impl<'a> Relay<'a> {
         // Its end came while the command waited for the answers to those before it.
         if self.client_input == Direction::Ended {
             self.close("client closed during the handshake", None);
+        }
+    }
+
+    /// The backend of the cleartext phase may have ended already, with a reason that is none inside TLS.
+    fn forget_cleartext(&mut self) {
+        if self.client_input == Direction::Open {
+            self.report.begin_anew();
+            self.deadlines.ending = None;
         }
     }
 
@@ -420,7 +430,7 @@ impl<'a> Relay<'a> {
             return self.close("terminated", Some("the server is going down"));
         }
         self.report.ended("terminated".to_owned());
-        self.client_input = Direction::Ended;
+        self.is_terminated = true;
         self.deadlines.end_finally();
     }
 

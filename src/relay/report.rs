@@ -42,6 +42,13 @@ impl Report {
         self.end.is_some()
     }
 
+    /// Forgets how the backend ended, and why the session would have.
+    pub(super) fn begin_anew(&mut self) {
+        self.backend_end = None;
+        self.end = None;
+        self.fault = None;
+    }
+
     /// The first cause is the one that counts.
     pub(super) fn ended(&mut self, end: String) {
         self.end.get_or_insert(end);

@@ -247,6 +247,48 @@ fn a_backend_that_left_behind_a_client_that_reads_nothing_is_not_waited_for() {
     });
 }
 
+/// With a client's octets unread, its socket's end would be a reset, which eats what the client has not read yet.
+#[test]
+fn what_a_client_says_after_sigterm_is_read_though_nobody_hears_it() {
+    let setup = setup(Policy::Optional, Source::Descriptor);
+    drive(&setup, |driven, mut peers: Peers| {
+        let mut backend = peers.cleartext.backend;
+        say(driven, &mut backend, "* PREAUTH hello\r\n");
+        driven.terminate();
+        assert!(!say(driven, &mut peers.client, "a NOOP\r\n"));
+        assert_eq!(read(&mut backend), (String::new(), true));
+        say(driven, &mut backend, "* BYE\r\n");
+        drop(backend);
+        assert!(!driven.settle(), "it may still speak");
+        assert!(!say(driven, &mut peers.client, "b NOOP\r\n"));
+        let expected = "* PREAUTH hello\r\n* BYE\r\n".to_owned();
+        assert_eq!(read(&mut peers.client), (expected, true));
+        drop(peers.client);
+        assert!(driven.settle());
+        assert!(driven.report().contains("terminated"));
+    });
+}
+
+/// Nothing from before TLS has an effect inside it.
+#[test]
+fn the_end_of_the_backend_before_tls_is_not_that_of_the_one_inside() {
+    let setup = setup(Policy::Optional, Source::Launchers);
+    drive(&setup, |driven, mut peers: Peers| {
+        let backend = &mut peers.cleartext.backend;
+        say(driven, backend, "* OK hello\r\n");
+        say(driven, &mut peers.client, "a LOGIN u p\r\nb STARTTLS\r\n");
+        backend.write_all(b"a NO no\r\n").unwrap();
+        driven.end_backend_process(false, 3);
+        assert!(!driven.settle());
+        assert_eq!(driven.stage(), Stage::Handshake);
+        assert_eq!(driven.exit_status(), 0);
+        peers.client.shutdown(std::net::Shutdown::Write).unwrap();
+        assert!(driven.settle());
+        let report = driven.report();
+        assert!(report.contains("closed during the handshake"), "{report}");
+    });
+}
+
 #[test]
 fn a_backend_that_cannot_be_reached_is_a_bye() {
     let setup = setup(Policy::Optional, Source::Connectors);

@@ -139,6 +139,11 @@ fn failing() -> Vec<Trial> {
             |test| ends_early(test, false),
         ),
         test(
+            "connect: a client that leaves before the greeting is no fault of the backend's",
+            &[],
+            leaves_early,
+        ),
+        test(
             "connect: a backend that resets before its greeting is a BYE and status 111",
             &[],
             |test| ends_early(test, true),
@@ -831,6 +836,33 @@ fn ends_early(test: &Test, by_reset: bool) {
         };
         unavailable(&mut session, policy, &[&target, says], end, 111);
         backend.join().unwrap();
+    }
+}
+
+fn leaves_early(test: &Test) {
+    for policy in ["required", "optional", "implicit"] {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let target = listener.local_addr().unwrap().to_string();
+        let mut session = at(test, policy, &target).start();
+        let client = session.client();
+        match policy {
+            "required" => {
+                client.greeting();
+                client.starttls(pki());
+            }
+            "implicit" => drop(client.handshake(&TlsOffer::new(pki())).unwrap()),
+            _ => {}
+        }
+        let mut backend = accept_by_hand(&listener);
+        let header = backend.read_exact(16);
+        backend.read_exact(u16::from_be_bytes([header[14], header[15]]).into());
+        session.close_client();
+        assert_eq!(backend.expect_end(), End::Eof);
+        drop(backend);
+        assert_eq!(session.wait_code(), 0);
+        let log = session.log();
+        assert!(!log.contains("(--connect)"), "{log}");
+        assert!(log.contains("end=\"client closed\""), "{log}");
     }
 }
 
