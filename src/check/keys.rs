@@ -122,8 +122,12 @@ fn check_directory(
     let mut count = 0;
     for path in entries.flatten().map(|entry| entry.path()) {
         let is_pem = path.extension().is_some_and(|extension| extension == "pem");
-        // A link to nowhere counts: a client that asks for that name is not served.
-        if !is_pem && path.join("fullchain.pem").symlink_metadata().is_err() {
+        // A link to nowhere counts, and a key without its chain: a client that asks for that name is not served.
+        let is_present = |path: &Path| path.symlink_metadata().is_ok();
+        let has_files = ["fullchain.pem", "privkey.pem"]
+            .iter()
+            .any(|name| is_present(&path.join(name)));
+        if !is_pem && !has_files && path.exists() {
             continue;
         }
         let stem = if is_pem {

@@ -223,6 +223,9 @@ fn look_up(directory: BorrowedFd<'_>, path: &Path, name: &HostName) -> Vec<u8> {
         Err(why) => return encode_fault(path, &one, &why),
     }
     match read_at(directory, &chain, any_mode) {
+        Ok(None) if is_present(directory, &key) || is_broken_link(directory, name.as_str()) => {
+            encode_fault(path, &chain, Errno::ENOENT.desc())
+        }
         Ok(None) => encode(ABSENT, path, &[&[]]),
         Ok(Some(chain)) => match read_at(directory, &key, check_mode) {
             Ok(Some(key)) => encode(TWO_FILES, &path.join(name.as_str()), &[&chain, &key]),
@@ -263,19 +266,26 @@ fn read_at(
             let (bytes, mode) = read_open(file.into(), FILE_LIMIT)?;
             check(mode).map(|()| Some(bytes))
         }
-        Err(Errno::ENOENT) if is_link(directory, path) => {
+        Err(Errno::ENOENT) if is_present(directory, path) => {
             Err("it is a symbolic link to nowhere".to_owned())
         }
-        Err(Errno::ENOENT | Errno::ENOTDIR) => Ok(None),
+        // Not every name of a server's can be one of a file's.
+        Err(Errno::ENAMETOOLONG | Errno::ENOENT | Errno::ENOTDIR) => Ok(None),
         Err(error) => Err(error.desc().to_owned()),
     }
 }
 
-/// Whether there is something of that name, though nothing to be opened: somebody meant a certificate to be there, and no other
-/// may be shown in its place.
-fn is_link(directory: BorrowedFd<'_>, path: &str) -> bool {
+/// Whether there is something of that name, though maybe nothing to be opened: somebody meant a certificate to be there, and no
+/// other may be shown in its place.
+fn is_present(directory: BorrowedFd<'_>, path: &str) -> bool {
     let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     nix::fcntl::openat(directory, path, flags, Mode::empty()).is_ok()
+}
+
+fn is_broken_link(directory: BorrowedFd<'_>, path: &str) -> bool {
+    let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
+    let target = nix::fcntl::openat(directory, path, flags, Mode::empty());
+    target.is_err() && is_present(directory, path)
 }
 
 #[cfg(test)]
@@ -354,13 +364,38 @@ mod tests {
                 .ends_with("/two.example/privkey.pem' (--cert-dir)")
         );
         assert!(found("none.example").unwrap().is_none());
-        let Err(why) = found("half.example") else {
-            panic!()
-        };
-        assert!(
-            why.ends_with("/half.example/privkey.pem' (--cert-dir): No such file or directory"),
-            "{why}"
-        );
+        std::fs::create_dir(made.join("key.example")).unwrap();
+        write("key.example/privkey.pem", "key");
+        std::os::unix::fs::symlink("/nowhere", made.join("link.example")).unwrap();
+        std::os::unix::fs::symlink("/nowhere", made.join("file.example.pem")).unwrap();
+        for (name, end) in [
+            (
+                "half.example",
+                "/half.example/privkey.pem' (--cert-dir): No such file or directory",
+            ),
+            (
+                "key.example",
+                "/key.example/fullchain.pem' (--cert-dir): No such file or directory",
+            ),
+            (
+                "link.example",
+                "/link.example/fullchain.pem' (--cert-dir): No such file or directory",
+            ),
+            (
+                "file.example",
+                "/file.example.pem' (--cert-dir): it is a symbolic link to nowhere",
+            ),
+        ] {
+            let Err(why) = found(name) else {
+                panic!("{name}")
+            };
+            assert!(why.ends_with(end), "{why}");
+        }
+        // A name of a server's that is too long for one of a file's.
+        let label = "a".repeat(62);
+        let longest = format!("{label}.{label}.{label}.{label}.b");
+        assert_eq!(longest.len(), 253);
+        assert!(found(&longest).unwrap().is_none());
         std::fs::remove_dir_all(&made).unwrap();
     }
 }
