@@ -311,7 +311,7 @@ fn certificates() -> Roff {
              without any --cert, it gets the alert unrecognized_name.",
             "--ticket-keys names a directory, in which keys are made that seal tickets for 12 hours and open them for 24; or a file \
              with a key of 64 hexadecimal digits in each line, of which the first seals and all open, and which nobody changes \
-             but you. A ticket is good for 12 hours, for the same policy, name and demand of client certificates.",
+             but you. A session can be resumed for 12 hours, with the same policy, name and demand of client certificates.",
             "With --client-ca clients are asked for a certificate; --client-cert request lets those in who have none. With \
              --client-crl each certificate of a client's chain must be on no list, and have a list that is in force. \
              --backend-user-from-cert runs the backend as the user whose name is the certificate's common name.",

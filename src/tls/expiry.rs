@@ -1,4 +1,5 @@
-//! How long a client's certificate is good, so that its session's tickets are good no longer.
+//! How long a session may be resumed: no longer than its client's certificate is good, and than a ticket's lifetime from its full
+//! handshake on.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -10,10 +11,13 @@ use rustls::{DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
 
 use super::now;
 
-/// Until when the client's certificate is good, in seconds since 1970; for ever where there is none.
+/// Until when the session may be resumed, in seconds since 1970, as far as is known: the end of its client's certificate, or the
+/// date in the ticket by which it was resumed.
 ///
 /// The library keeps the certificate in the ticket, and examines it no more. So the date goes there with it: with a certificate
-/// that has run out, a ticket is no ticket, and the full handshake says why or takes the new one.
+/// that has run out, a ticket is no ticket, and the full handshake says why or takes the new one. And tickets of one session,
+/// each got by the one before, would go on for ever without it: nobody would prove again that he has the key, and in TLS 1.2
+/// one secret would be sealed with each new ticket key.
 #[derive(Debug)]
 pub(super) struct Expiry(AtomicI64);
 
@@ -28,8 +32,10 @@ impl Expiry {
         self.0.store(seconds, Ordering::Relaxed);
     }
 
-    pub(super) fn seal(&self, session: &[u8]) -> Vec<u8> {
-        let seconds = self.0.load(Ordering::Relaxed);
+    /// `lifetime` is that of a ticket, in seconds.
+    pub(super) fn seal(&self, session: &[u8], lifetime: u32) -> Vec<u8> {
+        let end = now().saturating_add(i64::from(lifetime));
+        let seconds = self.0.load(Ordering::Relaxed).min(end);
         [&seconds.to_be_bytes(), session].concat()
     }
 
@@ -106,21 +112,32 @@ mod tests {
     #[test]
     fn a_session_ends_with_the_certificate() {
         let made = Expiry::default();
+        let seal = |expiry: &Expiry| expiry.seal(b"session", 3600);
         assert_eq!(
-            Expiry::default().open(&made.seal(b"session")).as_deref(),
+            Expiry::default().open(&seal(&made)).as_deref(),
             Some(b"session".as_slice())
         );
         made.set(now() + 60);
         let resumed = Expiry::default();
-        let sealed = made.seal(b"session");
+        let sealed = seal(&made);
         assert_eq!(
             resumed.open(&sealed).as_deref(),
             Some(b"session".as_slice())
         );
         // The next ticket is of the same certificate.
-        assert_eq!(resumed.seal(b"session"), sealed);
+        assert_eq!(seal(&resumed), sealed);
         made.set(now() - 1);
-        assert_eq!(Expiry::default().open(&made.seal(b"session")), None);
+        assert_eq!(Expiry::default().open(&seal(&made)), None);
         assert_eq!(Expiry::default().open(b"short"), None);
+    }
+
+    #[test]
+    fn a_session_that_was_resumed_ends_when_its_first_ticket_does() {
+        let first = Expiry::default().seal(b"session", 60);
+        let end = i64::from_be_bytes(*first.first_chunk().unwrap());
+        assert!(end <= now() + 60);
+        let resumed = Expiry::default();
+        assert!(resumed.open(&first).is_some());
+        assert_eq!(resumed.seal(b"session", 3600), first);
     }
 }

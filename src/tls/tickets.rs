@@ -32,7 +32,7 @@ impl ProducesTickets for Ticketer {
 
     fn encrypt(&self, session: &[u8]) -> Option<Vec<u8>> {
         use_up(&self.seals)?;
-        let session = self.expiry.seal(session);
+        let session = self.expiry.seal(session, self.lifetime);
         self.keeper.seal(self.heard.name().as_ref(), &session)
     }
 
