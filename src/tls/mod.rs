@@ -87,7 +87,8 @@ pub(crate) struct TicketLimits {
 /// number says so (RFC 9149).
 const TICKETS: usize = 1;
 
-/// ring, with the post-quantum hybrid before its own groups: a recorded session should not be readable later.
+/// ring, with the post-quantum hybrid beside its own groups: a recorded session should not be readable later. The library goes by the
+/// client's order.
 fn provider() -> CryptoProvider {
     let mut provider = ring::default_provider();
     provider.kx_groups.insert(0, &hybrid::X25519MlKem768);
