@@ -270,8 +270,9 @@ fn files() -> Roff {
         &[
             (
                 "/etc/imap-tls/imap-tls.conf",
-                "Settings, one NAME=VALUE a line, for what the packages bring: systemd puts them into the environment, and \
-                 /usr/libexec/imap-tls/with-settings does so for xinetd and inetd. The services (the listener) have it read by --settings.",
+                "Settings, one NAME=VALUE a line, for what the packages bring: systemd puts them into the environment of a \
+                 connection's process. The services (the listener) have it read by --settings, and xinetd and inetd by \
+                 /usr/libexec/imap-tls/with-settings, which sets IMAP_TLS_SETTINGS.",
             ),
             (
                 "/var/lib/imap-tls/empty",

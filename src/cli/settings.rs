@@ -1,7 +1,7 @@
 //! The file of settings (`--settings`): variables that are not in the environment, in the form of systemd's `EnvironmentFile=`.
 //!
-//! A superserver that reads such a file itself hands its variables on. The listener cannot be handed new ones, so it reads
-//! the file when it starts and again when it is told to reload.
+//! systemd reads such a file itself and hands its variables on; xinetd and inetd do not. The listener cannot be handed new ones, so
+//! it reads the file when it starts and again when it is told to reload.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
@@ -18,6 +18,8 @@ const OPTION: &str = "settings";
 const OWN_PREFIX: &str = "IMAP_TLS_";
 /// The longest file, in octets.
 const LIMIT: u64 = 64 * 1024;
+/// In UTF-8. It does not show, and makes a comment no comment.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// Puts the file's settings into the environment, where the options are looked for, and takes away those that an earlier reading
 /// put there (`applied`). What the superserver set wins.
@@ -89,10 +91,12 @@ pub(super) fn find(arguments: &[OsString]) -> Option<OsString> {
 /// A setting of Courier's imapd, for the backend as is every variable without our prefix.
 const COURIERS: &str = "IMAP_TLS_REQUIRED";
 
-/// Whether a variable bears our prefix and is no setting.
+/// Whether a variable bears our prefix, in whatever case, and is no setting.
 fn is_stray(name: &[u8]) -> bool {
     let mut known = OWN_VARIABLES.iter().chain([&COURIERS]);
-    name.starts_with(OWN_PREFIX.as_bytes()) && !known.any(|known| known.as_bytes() == name)
+    let prefix = name.get(..OWN_PREFIX.len()).unwrap_or_default();
+    prefix.eq_ignore_ascii_case(OWN_PREFIX.as_bytes())
+        && !known.any(|known| known.as_bytes() == name)
 }
 
 fn no_such_setting(name: &str) -> String {
@@ -128,9 +132,13 @@ pub(super) fn empty_variable(complaint: &str) -> Option<&'static str> {
 
 type Setting<'a> = (String, &'a [u8]);
 
-/// `NAME=VALUE`, `NAME="VALUE"` or `NAME='VALUE'`; nothing is expanded. Blank lines and those with `#` or `;` in front do not count.
-/// The last value of a name is the one that holds.
+/// `NAME=VALUE`, `NAME="VALUE"` or `NAME='VALUE'`; nothing is expanded. Blank lines and those with `#` or `;` in front do not count,
+/// nor does white space around a line, so that it may end as on Windows. The last value of a name is the one that holds.
 pub(super) fn parse(bytes: &[u8]) -> Result<Vec<Setting<'_>>, (usize, String)> {
+    if bytes.starts_with(BYTE_ORDER_MARK) {
+        let why = "a byte order mark is in front of it, as some editors put there: take it away";
+        return Err((1, why.to_owned()));
+    }
     let mut settings: Vec<Setting<'_>> = Vec::new();
     for (number, line) in (1..).zip(bytes.split(|byte| *byte == b'\n')) {
         let line = line.trim_ascii();
@@ -186,6 +194,17 @@ mod tests {
     }
 
     #[test]
+    fn a_line_may_end_as_on_windows() {
+        let text = b"# a comment\r\n\r\nIMAP_TLS_TLS=required\r\nIMAP_TLS_CERT=\"c d\"\r\nIMAP_TLS_KEY=k\r";
+        let expected: [(String, &[u8]); 3] = [
+            ("IMAP_TLS_TLS".into(), b"required"),
+            ("IMAP_TLS_CERT".into(), b"c d"),
+            ("IMAP_TLS_KEY".into(), b"k"),
+        ];
+        assert_eq!(parse(text).unwrap(), expected);
+    }
+
+    #[test]
     fn what_is_no_setting_is_refused_with_its_line() {
         for (text, line, why) in [
             (b"PATH=/x\nIMAP_TLS_CERTS=c".as_slice(), 2, "IMAP_TLS_CERTS"),
@@ -193,6 +212,14 @@ mod tests {
             (b"\n\nIMAP_TLS_CERT", 3, "NAME=VALUE"),
             (b"export IMAP_TLS_CERT=c", 1, "export"),
             (b"IMAP_TLS_CERT=a\0b", 1, "zero"),
+            (
+                b"\nIMAP_TLS_BACKEND_USER = nobody",
+                2,
+                "IMAP_TLS_BACKEND_USER ",
+            ),
+            (b"IMAP_TLS_CERT2=c", 1, "IMAP_TLS_CERT2"),
+            (b"imap_tls_cert=c", 1, "imap_tls_cert"),
+            (b"\xef\xbb\xbf# a comment", 1, "byte order mark"),
         ] {
             let (number, text) = parse(text).unwrap_err();
             assert_eq!(number, line);

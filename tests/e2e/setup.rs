@@ -596,6 +596,11 @@ pub fn tests() -> Vec<Trial> {
         no_connection,
     ));
     tests.push(test(
+        "setup: with-settings names the file of settings, and prints nothing",
+        &[],
+        with_settings,
+    ));
+    tests.push(test(
         "setup: help goes to a terminal or a pager and never to a client",
         &[],
         help,
@@ -740,6 +745,17 @@ fn no_connection(test: &Test) {
         "{text}"
     );
     assert_eq!(output.stdout, b"");
+}
+
+/// The program reads the file: what a script did not understand of it would silently not hold.
+fn with_settings(test: &Test) {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/with-settings");
+    let command = r#"echo "$*: $IMAP_TLS_SETTINGS""#;
+    let output = Tool::new(test, script.to_str().unwrap())
+        .args(["sh", "-c", command, "sh", "a b", "c"])
+        .run()
+        .success();
+    assert_eq!(output.text(), "a b c: /etc/imap-tls/imap-tls.conf\n");
 }
 
 fn help(test: &Test) {

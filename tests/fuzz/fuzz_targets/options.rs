@@ -149,9 +149,15 @@ fn file_of_settings(bytes: &[u8]) {
             settings[..place].iter().all(|(other, _)| other != name),
             "{name} twice"
         );
-        assert!(!name.starts_with("IMAP_TLS_") || own_variables().contains(&name.as_str()));
+        assert!(is_known(name));
         assert_ne!(name, "IMAP_TLS_SETTINGS");
     }
+}
+
+/// Another's variable, one of ours, or Courier's that looks like one.
+fn is_known(name: &str) -> bool {
+    let is_another = !name.to_ascii_uppercase().starts_with("IMAP_TLS_");
+    is_another || own_variables().contains(&name) || name == "IMAP_TLS_REQUIRED"
 }
 
 /// Line by line, as text that may be anything.
@@ -159,6 +165,9 @@ fn naive_settings(bytes: &[u8]) -> Result<Vec<(String, Vec<u8>)>, usize> {
     // A character for an octet, so that a string's own functions serve.
     let text: String = bytes.iter().map(|&byte| char::from(byte)).collect();
     let blank = [' ', '\t', '\r', '\n', '\x0c'];
+    if bytes.starts_with("\u{feff}".as_bytes()) {
+        return Err(1);
+    }
     let mut found: Vec<(String, Vec<u8>)> = Vec::new();
     for (index, line) in text.split('\n').enumerate() {
         let fault = Err(index + 1);
@@ -172,8 +181,7 @@ fn naive_settings(bytes: &[u8]) -> Result<Vec<(String, Vec<u8>)>, usize> {
         let is_word = name
             .chars()
             .all(|character| character.is_ascii_alphanumeric() || character == '_');
-        let is_known = !name.starts_with("IMAP_TLS_")
-            || own_variables().contains(&name) && name != "IMAP_TLS_SETTINGS";
+        let is_known = is_known(name) && name != "IMAP_TLS_SETTINGS";
         let value = value.trim_matches(blank);
         if name.is_empty() || !is_word || !is_known || value.contains('\0') {
             return fault;
