@@ -114,45 +114,41 @@ impl Source {
     /// # Errors
     /// `Usage`, with a text that names the option; `Setup` if the file of settings cannot be read.
     pub(crate) fn read(&mut self) -> Result<Request, Error> {
-        match settings::apply(&self.arguments, &mut self.applied) {
-            Ok(()) => parse(&self.arguments, self.is_root),
-            Err(error) => refuse(&self.arguments, error),
-        }
+        let applied = settings::apply(&self.arguments, &mut self.applied);
+        parse(&self.arguments, self.is_root, applied)
     }
 }
 
-fn parse(arguments: &[OsString], is_root: bool) -> Result<Request, Error> {
+/// What is wrong with the settings (`applied`) or the environment comes before anything that follows from it; help comes in any case.
+fn parse(
+    arguments: &[OsString],
+    is_root: bool,
+    applied: Result<(), Error>,
+) -> Result<Request, Error> {
     use clap::error::ErrorKind::{DisplayHelp, DisplayVersion};
+    let environment = applied.and_then(|()| settings::check_environment(std::env::vars_os()));
     let parsed = match plain::read(arguments, |name| std::env::var_os(name)) {
         Some(parsed) => Ok(parsed),
         None => Arguments::try_parse_from(arguments),
     };
-    match parsed {
-        Ok(parsed) => match (parsed.check, parsed.validate(is_root).map(Box::new)) {
-            (Some(format), options) => Ok(Request::Check(options, format)),
-            (None, options) => options.map(Request::Serve),
-        },
+    let (format, options) = match parsed {
+        Ok(parsed) => {
+            let format = parsed.check;
+            let options = environment.and_then(|()| parsed.validate(is_root));
+            (format, options)
+        }
         Err(error) if matches!(error.kind(), DisplayHelp | DisplayVersion) => {
-            Ok(Request::Show(error.to_string()))
+            return Ok(Request::Show(error.to_string()));
         }
         Err(error) => {
-            let complaint = one_line(&error.to_string());
-            let text = match settings::empty_variable(&complaint) {
-                Some(variable) => {
-                    format!("{variable} is empty: give it a value, or take it away")
-                }
-                None => complaint,
-            };
-            refuse(arguments, Error::Usage(text))
+            let complaint = Error::Usage(one_line(&error.to_string()));
+            (check_format(arguments), environment.and(Err(complaint)))
         }
-    }
-}
-
-/// What is wrong with options belongs into the report, where one is asked for.
-fn refuse(arguments: &[OsString], error: Error) -> Result<Request, Error> {
-    match check_format(arguments) {
-        Some(format) => Ok(Request::Check(Err(error), format)),
-        None => Err(error),
+    };
+    // What is wrong with options belongs into the report, where one is asked for.
+    match (format, options.map(Box::new)) {
+        (Some(format), options) => Ok(Request::Check(options, format)),
+        (None, options) => options.map(Request::Serve),
     }
 }
 
@@ -184,7 +180,6 @@ fn one_line(text: &str) -> String {
 
 impl Arguments {
     fn validate(self, is_root: bool) -> Result<Options, Error> {
-        settings::check_environment()?;
         if self.quiet && self.verbose {
             return Err(Error::Usage(
                 "--quiet and --verbose (or IMAP_TLS_QUIET and IMAP_TLS_VERBOSE) exclude each other"
@@ -393,7 +388,7 @@ pub mod door {
         };
         // What is wrong is said, and not panicked over; in one line.
         for is_root in [true, false] {
-            if let Err(error) = parse(arguments, is_root) {
+            if let Err(error) = parse(arguments, is_root, Ok(())) {
                 assert!(!error.to_string().contains('\n'));
             }
         }
@@ -448,7 +443,7 @@ mod tests {
     fn parse_words(words: &str, is_root: bool) -> Result<Options, String> {
         let words = format!("imap-tls {words}");
         let words: Vec<OsString> = words.split_whitespace().map(OsString::from).collect();
-        match parse(&words, is_root) {
+        match parse(&words, is_root, Ok(())) {
             Ok(Request::Serve(options)) => Ok(*options),
             Ok(Request::Check(..)) => Err("--check".to_owned()),
             Ok(Request::Show(text)) => Err(text),

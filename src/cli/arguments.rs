@@ -5,7 +5,7 @@ use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::builder::{FalseyValueParser, OsStringValueParser, TypedValueParser as _};
+use clap::builder::{BoolishValueParser, OsStringValueParser, TypedValueParser as _};
 use clap::{ArgAction, CommandFactory as _, Parser};
 
 use super::listener::{ADDRESS_SEPARATOR, ListenerArguments};
@@ -102,7 +102,7 @@ pub(super) struct Arguments {
     )]
     pub(super) cert_dir: Option<PathBuf>,
     /// Refuse clients that want another name or none
-    #[arg(long, env = "IMAP_TLS_STRICT_SNI", hide_env = true, value_parser = FalseyValueParser::new(), help_heading = "TLS")]
+    #[arg(long, env = "IMAP_TLS_STRICT_SNI", hide_env = true, value_parser = BoolishValueParser::new(), help_heading = "TLS")]
     pub(super) strict_sni: bool,
     /// Oldest version, 1.2 or 1.3 [default: 1.2]
     #[arg(
@@ -227,7 +227,7 @@ pub(super) struct Arguments {
         long,
         env = "IMAP_TLS_UNPRIVILEGED",
         hide_env = true,
-        value_parser = FalseyValueParser::new(),
+        value_parser = BoolishValueParser::new(),
         help_heading = "Separation"
     )]
     pub(super) unprivileged: bool,
@@ -242,7 +242,7 @@ pub(super) struct Arguments {
     )]
     pub(super) backend_user: Option<String>,
     /// Or the user that the client's certificate names
-    #[arg(long, env = "IMAP_TLS_BACKEND_USER_FROM_CERT", hide_env = true, value_parser = FalseyValueParser::new(), help_heading = "Backend")]
+    #[arg(long, env = "IMAP_TLS_BACKEND_USER_FROM_CERT", hide_env = true, value_parser = BoolishValueParser::new(), help_heading = "Backend")]
     pub(super) backend_user_from_cert: bool,
     /// Connect to HOST:PORT or unix:PATH, start none
     #[arg(long, env = "IMAP_TLS_CONNECT", hide_env = true, value_name = "WHERE", value_parser = OsStringValueParser::new().try_map(|text| Target::parse(&text)), help_heading = "Backend")]
@@ -263,7 +263,7 @@ pub(super) struct Arguments {
     pub(super) backend_fd: Option<RawFd>,
 
     /// Read a PROXY header for the client's address
-    #[arg(long, env = "IMAP_TLS_ACCEPT_PROXY", hide_env = true, value_parser = FalseyValueParser::new(), help_heading = "Connection")]
+    #[arg(long, env = "IMAP_TLS_ACCEPT_PROXY", hide_env = true, value_parser = BoolishValueParser::new(), help_heading = "Connection")]
     pub(super) accept_proxy: bool,
     /// Balancer, ADDR[/PREFIX] or unix; may be repeated
     #[arg(
@@ -305,7 +305,7 @@ pub(super) struct Arguments {
         long,
         env = "IMAP_TLS_VERBOSE",
         hide_env = true,
-        value_parser = FalseyValueParser::new(),
+        value_parser = BoolishValueParser::new(),
         help_heading = "Log"
     )]
     pub(super) verbose: bool,
@@ -315,7 +315,7 @@ pub(super) struct Arguments {
         long,
         env = "IMAP_TLS_QUIET",
         hide_env = true,
-        value_parser = FalseyValueParser::new(),
+        value_parser = BoolishValueParser::new(),
         help_heading = "Log"
     )]
     pub(super) quiet: bool,

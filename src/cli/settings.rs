@@ -103,31 +103,29 @@ fn no_such_setting(name: &str) -> String {
     format!("there is no setting {name}")
 }
 
-/// Looks for slips in the environment, as [`parse`] does in the file: what was meant would silently not hold.
+/// Looks for slips in the environment, as [`parse`] does in the file: what was meant would silently not hold. An empty value
+/// is one too: somebody may mean by it what is not set, and somebody else no.
 ///
 /// # Errors
 /// `Usage`, which names the variable.
-pub(super) fn check_environment() -> Result<(), Error> {
-    let mut names = std::env::vars_os().map(|(name, _)| name);
-    match names.find(|name| is_stray(name.as_bytes())) {
-        Some(name) => Err(Error::Usage(format!(
-            "{}, which is in the environment",
-            no_such_setting(&name.to_string_lossy())
-        ))),
-        None => Ok(()),
+pub(super) fn check_environment(
+    variables: impl IntoIterator<Item = (OsString, OsString)>,
+) -> Result<(), Error> {
+    for (name, value) in variables {
+        let name = name.to_string_lossy();
+        if is_stray(name.as_bytes()) {
+            return Err(Error::Usage(format!(
+                "{}, which is in the environment",
+                no_such_setting(&name)
+            )));
+        }
+        if value.is_empty() && OWN_VARIABLES.contains(&name.as_ref()) {
+            return Err(Error::Usage(format!(
+                "{name} is empty: give it a value, or take it away"
+            )));
+        }
     }
-}
-
-/// The variable that is set, but to nothing, where that is what clap found wrong with its option.
-pub(super) fn empty_variable(complaint: &str) -> Option<&'static str> {
-    OWN_VARIABLES.iter().copied().find(|variable| {
-        let option = variable
-            .trim_start_matches(OWN_PREFIX)
-            .to_lowercase()
-            .replace('_', "-");
-        complaint.contains(&format!("'--{option} "))
-            && std::env::var_os(variable).is_some_and(|value| value.is_empty())
-    })
+    Ok(())
 }
 
 type Setting<'a> = (String, &'a [u8]);
@@ -224,6 +222,34 @@ mod tests {
             let (number, text) = parse(text).unwrap_err();
             assert_eq!(number, line);
             assert!(text.contains(why), "{text}");
+        }
+    }
+
+    #[test]
+    fn slips_in_the_environment_are_refused_and_other_variables_are_not() {
+        let check = |name: &str, value: &str| {
+            let result =
+                check_environment([("HOME".into(), "".into()), (name.into(), value.into())]);
+            result.map_err(|error| error.to_string())
+        };
+        for (name, value) in [
+            ("IMAP_TLS_STRICT_SNI", "no"),
+            ("IMAP_TLS_REQUIRED", ""),
+            ("IMAP_TLS", ""),
+            ("PATH", ""),
+        ] {
+            assert_eq!(check(name, value), Ok(()), "{name}");
+        }
+        for variable in OWN_VARIABLES {
+            let message = check(variable, "").unwrap_err();
+            assert_eq!(
+                message,
+                format!("{variable} is empty: give it a value, or take it away")
+            );
+        }
+        for name in ["IMAP_TLS_CERTS", "imap_tls_cert"] {
+            let message = check(name, "c").unwrap_err();
+            assert!(message.starts_with("there is no setting "), "{message}");
         }
     }
 

@@ -318,6 +318,16 @@ pub const FAULTS: &[Fault] = &[
         says: &["IMAP_TLS_CLIENT_CA is empty: give it a value, or take it away"],
     },
     Fault {
+        name: "an empty flag in the environment",
+        breaks: |_, program| program.env("IMAP_TLS_STRICT_SNI", ""),
+        says: &["IMAP_TLS_STRICT_SNI is empty: give it a value, or take it away"],
+    },
+    Fault {
+        name: "a flag in the environment that is neither yes nor no",
+        breaks: |_, program| program.env("IMAP_TLS_STRICT_SNI", "nope"),
+        says: &["invalid value 'nope' for '--strict-sni': value was not a boolean"],
+    },
+    Fault {
         name: "both less and more in the log",
         breaks: |_, program| program.flag("--verbose").env("IMAP_TLS_QUIET", "yes"),
         says: &["--quiet and --verbose (or IMAP_TLS_QUIET and IMAP_TLS_VERBOSE)"],
@@ -769,11 +779,17 @@ fn help(test: &Test) {
         ("--help", "Usage: imap-tls [OPTIONS] [--] BACKEND [ARGS]..."),
         ("--version", "imap-tls 0."),
     ] {
-        let output = bare(flag).run();
-        assert_eq!(output.status.code(), Some(0));
-        let text = String::from_utf8(output.stdout).unwrap();
-        assert!(text.contains(expected), "{text}");
-        assert!(text.lines().all(|line| line.len() <= 80), "{text}");
+        for program in [
+            bare(flag),
+            bare(flag).env("IMAP_TLS_STRICT_SNI", ""),
+            bare(flag).env("IMAP_TLS_SETTINGS", test.path("none")),
+        ] {
+            let output = program.run();
+            assert_eq!(output.status.code(), Some(0));
+            let text = String::from_utf8(output.stdout).unwrap();
+            assert!(text.contains(expected), "{text}");
+            assert!(text.lines().all(|line| line.len() <= 80), "{text}");
+        }
         let mut session = bare(flag).start();
         let (said, _) = session.client().read_to_end();
         assert_eq!(said, b"", "a client got the help");
