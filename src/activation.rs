@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::{
-    SockaddrStorage, getpeername, getsockname, getsockopt, setsockopt, sockopt,
+    SockType, SockaddrStorage, getpeername, getsockname, getsockopt, setsockopt, sockopt,
 };
 
 use crate::channel::{Channel, is_pipe, is_socket};
@@ -118,8 +118,8 @@ pub(crate) enum Activation {
 }
 
 impl Activation {
-    /// Takes what was handed over and leaves /dev/null on descriptors 0 and 1. With `listens`, these are not looked at. Where there
-    /// is a client and yet no way on, it is told `goodbye`.
+    /// Takes what was handed over and leaves /dev/null on descriptors 0 and 1. With `listens`, what else is on these is none of our
+    /// business, but a superserver's client is a client. Where there is one and yet no way on, it is told `goodbye`.
     ///
     /// # Errors
     /// `Setup` if what was handed over is no connection, `System` if a descriptor cannot be had.
@@ -130,13 +130,14 @@ impl Activation {
             .iter()
             .filter(|socket| is_listening(socket))
             .count();
-        if listening != inherited.len() && (listening > 0 || listens || inherited.len() > 1) {
+        if listening != inherited.len() && (listening > 0 || inherited.len() > 1) {
             return Err(Error::Setup(
                 "LISTEN_FDS: there is a connection among several descriptors: either one connection or listening sockets are passed on"
                     .to_owned(),
             ));
         }
-        if listens || listening > 0 {
+        let is_alone = inherited.is_empty() && !is_of_superserver(sys::standard_input());
+        if listening > 0 || (listens && is_alone) {
             put_null_on_standard()?;
             return Ok(Self::Listening(inherited));
         }
@@ -240,6 +241,20 @@ fn take_standard() -> Result<Channel, Error> {
         Some(copy(stdout)?)
     };
     Ok(Channel::new(input, output))
+}
+
+/// Whether it is a client's connection for sure: a stream that has come in at a name. The pairs of sockets that sshd and the like
+/// have for standard input have none.
+fn is_of_superserver(fd: BorrowedFd<'_>) -> bool {
+    let is_connection = getsockopt(&fd, sockopt::SockType) == Ok(SockType::Stream)
+        && getsockopt(&fd, sockopt::AcceptConn) == Ok(false);
+    let name = getsockname::<SockaddrStorage>(fd.as_raw_fd());
+    is_connection
+        && name.is_ok_and(|name| {
+            let unix = name.as_unix_addr();
+            inet(&name).is_some()
+                || unix.is_some_and(|unix| unix.path().is_some() || unix.as_abstract().is_some())
+        })
 }
 
 fn is_channel(fd: BorrowedFd<'_>) -> bool {
@@ -396,6 +411,37 @@ mod tests {
         let mapped = SocketAddr::new("::ffff:192.0.2.7".parse().unwrap(), 4711);
         let storage = SockaddrStorage::from(mapped);
         assert_eq!(inet(&storage).unwrap().to_string(), "192.0.2.7:4711");
+    }
+
+    #[test]
+    fn a_superservers_client_is_told_from_other_standard_input() {
+        use std::os::unix::net::{UnixListener, UnixStream};
+        let directory = nix::unistd::mkdtemp("/tmp/imap-tls-activation.XXXXXX").unwrap();
+        let path = directory.join("socket");
+        let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let unix = UnixListener::bind(&path).unwrap();
+        let clients = (
+            std::net::TcpStream::connect(tcp.local_addr().unwrap()).unwrap(),
+            UnixStream::connect(&path).unwrap(),
+        );
+        let accepted = (tcp.accept().unwrap().0, unix.accept().unwrap().0);
+        assert!(is_of_superserver(accepted.0.as_fd()) && is_of_superserver(accepted.1.as_fd()));
+        // Gone, and yet a client.
+        drop(clients);
+        assert!(is_of_superserver(accepted.0.as_fd()) && is_of_superserver(accepted.1.as_fd()));
+        let (pair, _other) = UnixStream::pair().unwrap();
+        let (pipe, _writer) = nix::unistd::pipe().unwrap();
+        let null = dev_null().unwrap();
+        for other in [
+            tcp.as_fd(),
+            unix.as_fd(),
+            pair.as_fd(),
+            pipe.as_fd(),
+            null.as_fd(),
+        ] {
+            assert!(!is_of_superserver(other), "{other:?}");
+        }
+        std::fs::remove_dir_all(directory).unwrap();
     }
 
     fn addresses(peer: &str, local: &str) -> Addresses {

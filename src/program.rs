@@ -87,6 +87,13 @@ fn serve(options: Box<Options>, source: cli::Source, stderr: Stderr) -> u8 {
             // Only the listener reads its options again.
             drop(source);
             log.set_subject(&connection);
+            if listens {
+                let result = Err(Error::Usage(
+                    "--listen (IMAP_TLS_LISTEN), but a superserver has handed over a client's connection: one or the other"
+                        .to_owned(),
+                ));
+                return Ok(conclude(result, &options, &log, &mut connection));
+            }
             if !is_welcome(&connection, &options.proxy_from, &log) {
                 connection.part(b"");
                 return Ok(0);

@@ -606,6 +606,11 @@ pub fn tests() -> Vec<Trial> {
         no_connection,
     ));
     tests.push(test(
+        "setup: what is to listen refuses the client that a superserver hands over",
+        &[],
+        listens,
+    ));
+    tests.push(test(
         "setup: with-settings names the file of settings, and prints nothing",
         &[],
         with_settings,
@@ -744,6 +749,33 @@ fn not_a_program(test: &Test) {
         "{}",
         session.log()
     );
+}
+
+/// Else it would be closed without a word, and there would be another listener for each client that comes.
+fn listens(test: &Test) {
+    let address = format!("127.0.0.1:{}", free_port());
+    let option = Program::new(test).option("--listen", &address);
+    let variable = Program::new(test).env("IMAP_TLS_LISTEN", &address);
+    for (program, socket, handover) in [
+        (&option, Socket::Tcp4, Handover::Stdio),
+        (&variable, Socket::Unix, Handover::Stdio),
+        (&variable, Socket::Tcp4, Handover::ListenFd),
+    ] {
+        let mut session = program.start_on(socket, handover, Stderr::Log);
+        let (said, end) = session.client().read_to_end();
+        assert!(said.starts_with(b"* BYE [UNAVAILABLE] "), "{said:?}");
+        assert_eq!(end, End::Eof);
+        session.close_client();
+        assert_eq!(session.wait_code(), 100);
+        let log = session.log();
+        let expected = format!(
+            "{}: --listen (IMAP_TLS_LISTEN), but a superserver has handed over a client's connection: one or the other",
+            session.peer
+        );
+        assert!(log.contains(&expected), "{log}");
+        assert!(!log.contains("listening on"), "{log}");
+    }
+    assert!(test.record().is_empty(), "a backend was started");
 }
 
 fn no_connection(test: &Test) {
