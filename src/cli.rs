@@ -199,6 +199,7 @@ impl Arguments {
             (self.connect, self.send_proxy),
             backend_user,
         )?;
+        check_addresses(&self.listener.listen, &backend)?;
         let proxy_from = choose_senders(self.accept_proxy, self.proxy_from)?;
         let certificates = pair_certificates(self.cert, self.key, self.cert_dir.is_some())?;
         if certificates.is_empty() && !self.ocsp.is_empty() {
@@ -335,6 +336,25 @@ fn choose_client_auth(
         },
         revocations,
     }))
+}
+
+/// An address can be listened on once, and not for a descriptor that is one connection's.
+fn check_addresses(addresses: &[ListenAddress], backend: &BackendChoice) -> Result<(), Error> {
+    if !addresses.is_empty() && matches!(backend, BackendChoice::Descriptor(_)) {
+        return Err(Error::Usage(
+            "--backend-fd is one connection's, so it conflicts with --listen".to_owned(),
+        ));
+    }
+    let mut rest = addresses;
+    while let [address, others @ ..] = rest {
+        if others.contains(address) {
+            return Err(Error::Usage(format!(
+                "--listen {address} is given more than once"
+            )));
+        }
+        rest = others;
+    }
+    Ok(())
 }
 
 /// One without the other is a slip: whoever may send a header must do so, and nobody may unless it is said who.
@@ -533,6 +553,16 @@ mod tests {
                 "--cert c --key k --backend-fd 3 --backend-user u",
                 true,
                 "--backend-user",
+            ),
+            (
+                "--cert c --key k --backend-fd 3 --listen 143",
+                true,
+                "--listen",
+            ),
+            (
+                "--cert c --listen 143 --listen 993 --listen [::]:143 imapd",
+                true,
+                "--listen [::]:143",
             ),
             ("--cert c --accept-proxy imapd", true, "--proxy-from"),
             (

@@ -1,5 +1,6 @@
 //! The machine around us: what the kernel has, the log, the superserver's entry, the port.
 
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::{fmt, fs, io};
 
@@ -84,9 +85,12 @@ const SUPERSERVERS: &[Superserver] = &[
     },
 ];
 
+/// What the listener's process is called.
+const OWN_PROGRAM: &str = "imap-tls";
+
 /// Those that are told on their command line what to start; the kernel cuts names at 15 octets.
 const OTHER_SUPERSERVERS: &[&str] = &[
-    "imap-tls",
+    OWN_PROGRAM,
     "s6-tcpserverd",
     "s6-tcpserver4d",
     "s6-tcpserver6d",
@@ -125,7 +129,10 @@ pub(super) fn check_superserver(report: &mut Report, policy: Policy) {
         .map(|(superserver, _)| superserver.name)
         .collect();
     match listening_sockets(port) {
-        Ok(sockets) => check_port(report, port, &listeners(&sockets), &sockets, &with_entry),
+        Ok(sockets) => {
+            let is_taken = !sockets.is_empty();
+            check_port(report, port, &listeners(&sockets), is_taken, &with_entry);
+        }
         Err(error) => report.add(
             Level::Warning,
             "port",
@@ -138,17 +145,23 @@ pub(super) fn check_superserver(report: &mut Report, policy: Policy) {
 pub(super) fn check_listener(report: &mut Report, addresses: &[ListenAddress]) {
     for address in addresses {
         let holders = match address {
-            ListenAddress::Inet(address) => listening_sockets(address.port())
-                .map(|sockets| listeners(&sockets))
-                .unwrap_or_default(),
+            ListenAddress::Inet(address) => holders(*address),
             ListenAddress::Unix(_) => Vec::new(),
         };
-        let ours = holders.iter().find(|holder| holder.program == "imap-tls");
-        let (level, text) = match (ours, can_be_bound(address), holders.first()) {
-            (Some(ours), ..) => (Level::Ok, format!("{ours} listens on {address}")),
+        let (ours, others): (Vec<_>, Vec<_>) = holders
+            .iter()
+            .partition(|(holder, is_all)| *is_all && holder.program == OWN_PROGRAM);
+        let (level, text) = match (ours.first(), can_be_bound(address), others.first()) {
+            (Some((ours, _)), ..) => (Level::Ok, format!("{ours} listens on {address}")),
             (None, Ok(()), _) => (Level::Ok, format!("{address} can be listened on")),
             (None, Err(error), holder) => {
-                let holder = holder.map(|holder| format!(": {holder} has it{}", holder.mend()));
+                let holder = holder.map(|(holder, _)| {
+                    if holder.program == OWN_PROGRAM {
+                        format!(": {holder} has a part of it: stop that one first")
+                    } else {
+                        format!(": {holder} has it{}", holder.mend())
+                    }
+                });
                 let text = format!(
                     "cannot listen on {address} (--listen): {}{}",
                     error.desc(),
@@ -161,14 +174,38 @@ pub(super) fn check_listener(report: &mut Report, addresses: &[ListenAddress]) {
     }
 }
 
+/// Who stands in the way of listening on this address, and whether they have all of it.
+fn holders(address: SocketAddr) -> Vec<(Listener, bool)> {
+    let all_of_ipv4 = IpAddr::from(Ipv4Addr::UNSPECIFIED);
+    let wanted = match address.ip() {
+        // So the listener takes it as well.
+        IpAddr::V6(v6) if v6.is_unspecified() && !Path::new(TABLE_OF_IPV6).exists() => all_of_ipv4,
+        other => other.to_canonical(),
+    };
+    let sockets = listening_sockets(address.port()).unwrap_or_default();
+    let mut holders = Vec::new();
+    for is_all in [true, false] {
+        let those = sockets.iter().filter(|ListeningSocket { address, .. }| {
+            covers(*address, wanted) == is_all && (is_all || covers(wanted, *address))
+        });
+        holders.extend(listeners(those).into_iter().map(|one| (one, is_all)));
+    }
+    holders
+}
+
+/// Whether who listens on `held` has `wanted` too. The unspecified address is all of them, and IPv6's those of IPv4 as well.
+fn covers(held: IpAddr, wanted: IpAddr) -> bool {
+    held == wanted || (held.is_unspecified() && (held.is_ipv6() || wanted.is_ipv4()))
+}
+
 fn check_port(
     report: &mut Report,
     port: u16,
     listeners: &[Listener],
-    sockets: &[String],
+    is_taken: bool,
     with_entry: &[&str],
 ) {
-    if sockets.is_empty() {
+    if !is_taken {
         report.add(
             Level::Warning,
             "port",
@@ -256,21 +293,47 @@ pub(super) fn is_anybody_listening(port: u16) -> Option<bool> {
     Some(!listening_sockets(port).ok()?.is_empty())
 }
 
-/// The inodes of the sockets that listen on the port, by the kernel's own tables (proc_net(5)).
-fn listening_sockets(port: u16) -> io::Result<Vec<String>> {
+struct ListeningSocket {
+    address: IpAddr,
+    inode: String,
+}
+
+/// Not there where the kernel has no IPv6.
+const TABLE_OF_IPV6: &str = "/proc/net/tcp6";
+
+/// The sockets that listen on the port, by the kernel's own tables (proc_net(5)).
+fn listening_sockets(port: u16) -> io::Result<Vec<ListeningSocket>> {
     const LISTEN: &str = "0A";
-    let local = format!(":{port:04X}");
+    let wanted = format!("{port:04X}");
     let mut tables = fs::read_to_string("/proc/net/tcp")?;
-    // Not there where the kernel has no IPv6.
-    tables += &fs::read_to_string("/proc/net/tcp6").unwrap_or_default();
+    tables += &fs::read_to_string(TABLE_OF_IPV6).unwrap_or_default();
     let sockets = tables.lines().filter_map(|line| {
         let mut fields = line.split_whitespace();
-        let address = fields.nth(1)?;
+        let (address, port) = fields.nth(1)?.split_once(':')?;
         let state = fields.nth(1)?;
         let inode = fields.nth(5)?;
-        (address.ends_with(&local) && state == LISTEN).then(|| inode.to_owned())
+        (port == wanted && state == LISTEN).then_some((address, inode))
     });
-    Ok(sockets.collect())
+    Ok(sockets
+        .filter_map(|(address, inode)| {
+            Some(ListeningSocket {
+                address: parse_address(address)?,
+                inode: inode.to_owned(),
+            })
+        })
+        .collect())
+}
+
+/// One number of 32 bits, or four, in hexadecimal digits and the machine's order of octets.
+fn parse_address(text: &str) -> Option<IpAddr> {
+    let mut octets = Vec::new();
+    for word in text.as_bytes().chunks(8) {
+        let number = u32::from_str_radix(std::str::from_utf8(word).ok()?, 16).ok()?;
+        octets.extend(number.to_ne_bytes());
+    }
+    let v4 = <[u8; 4]>::try_from(octets.as_slice()).map(IpAddr::from);
+    let v6 = <[u8; 16]>::try_from(octets).map(IpAddr::from);
+    v4.ok().or(v6.ok()).map(|address| address.to_canonical())
 }
 
 /// A process that has a listening socket.
@@ -320,10 +383,10 @@ fn unit(cgroup: &str) -> Option<String> {
 
 /// The processes that have one of these sockets open; root sees all of them. Of those that share one, such as a daemon's workers,
 /// the first counts, of each name.
-fn listeners(sockets: &[String]) -> Vec<Listener> {
+fn listeners<'a>(sockets: impl IntoIterator<Item = &'a ListeningSocket>) -> Vec<Listener> {
     let wanted: Vec<String> = sockets
-        .iter()
-        .map(|inode| format!("socket:[{inode}]"))
+        .into_iter()
+        .map(|socket| format!("socket:[{}]", socket.inode))
         .collect();
     let Ok(processes) = fs::read_dir("/proc") else {
         return Vec::new();
@@ -373,6 +436,36 @@ mod tests {
     }
 
     #[test]
+    fn addresses_are_read_from_the_kernels_tables() {
+        for text in ["127.0.0.1:0", "0.0.0.0:0", "[::1]:0", "[::]:0"] {
+            let Ok(listener) = std::net::TcpListener::bind(text) else {
+                assert!(text.starts_with('['), "{text}");
+                continue;
+            };
+            let address = listener.local_addr().unwrap();
+            let sockets = listening_sockets(address.port()).unwrap();
+            let found: Vec<_> = sockets.iter().map(|socket| socket.address).collect();
+            assert!(found.contains(&address.ip()), "{text}: {found:?}");
+            let found = holders(address);
+            assert!(found.iter().any(|(_, is_all)| *is_all), "{text}");
+        }
+        assert_eq!(parse_address("0100007F0100007F"), None);
+        assert_eq!(parse_address("local_address"), None);
+    }
+
+    #[test]
+    fn an_address_of_a_port_is_not_all_of_it() {
+        let all = ["::", "0.0.0.0"].map(|text| text.parse::<IpAddr>().unwrap());
+        let [v4, v6] = ["192.0.2.1", "2001:db8::1"].map(|text| text.parse::<IpAddr>().unwrap());
+        for held in [v4, v6].into_iter().chain(all) {
+            assert!(covers(held, held) && covers(all[0], held), "{held}");
+        }
+        assert!(covers(all[1], v4) && !covers(all[1], v6) && !covers(all[1], all[0]));
+        assert!(!covers(v4, all[1]) && !covers(v4, all[0]) && !covers(v6, all[0]));
+        assert!(!covers(v4, v6) && !covers(v6, v4));
+    }
+
+    #[test]
     fn the_unit_is_told_by_the_control_group() {
         for (cgroup, expected) in [
             (
@@ -404,7 +497,7 @@ mod tests {
     fn said(listener: Option<Listener>, with_entry: &[&str]) -> String {
         let mut report = Report::default();
         let listeners: Vec<_> = listener.into_iter().collect();
-        check_port(&mut report, 143, &listeners, &["1".to_owned()], with_entry);
+        check_port(&mut report, 143, &listeners, true, with_entry);
         report.write(crate::check::Format::Text)
     }
 

@@ -100,8 +100,11 @@ pub(crate) fn can_be_bound(address: &ListenAddress) -> nix::Result<()> {
     match address {
         ListenAddress::Inet(address) => bind_inet(*address, &[]).map(drop),
         ListenAddress::Unix(path) => {
-            let directory = path.parent().unwrap_or(Path::new("/"));
-            nix::unistd::access(directory, AccessFlags::W_OK)
+            // A bare name's is "".
+            let directory = path
+                .parent()
+                .filter(|parent| !parent.as_os_str().is_empty());
+            nix::unistd::access(directory.unwrap_or(Path::new(".")), AccessFlags::W_OK)
         }
     }
 }
@@ -227,6 +230,20 @@ mod tests {
             b"precious"
         );
         std::fs::remove_dir_all(directory).unwrap();
+    }
+
+    #[test]
+    fn a_path_can_be_bound_where_its_directory_can_be_written_to() {
+        for (path, expected) in [
+            // Tests run where they may write.
+            ("imap-tls.socket", Ok(())),
+            ("/tmp/imap-tls.socket", Ok(())),
+            ("none/imap-tls.socket", Err(Errno::ENOENT)),
+            ("/none/imap-tls.socket", Err(Errno::ENOENT)),
+        ] {
+            let address = ListenAddress::Unix(path.into());
+            assert_eq!(can_be_bound(&address), expected, "{path}");
+        }
     }
 
     #[test]

@@ -18,6 +18,11 @@ pub fn tests() -> Vec<Trial> {
             client,
         ),
         test(
+            "check: a listener of ours has the address it listens on, and not others of its port",
+            &[],
+            addresses,
+        ),
+        test(
             "check: another daemon on the port is named, with what to do",
             &[
                 Need::Root,
@@ -271,6 +276,36 @@ fn stranger(test: &Test) {
         report.contains("warning: port: nobody listens on 993: enable the socket"),
         "{report}"
     );
+}
+
+fn addresses(test: &Test) {
+    let server = Server::start(test, Superserver::Listener, &Program::new(test));
+    let port = server.port;
+    let check = |address: &str| {
+        let program = Program::new(test).option("--listen", format!("{address}:{port}"));
+        let output = program.flag("--check").run();
+        let report = String::from_utf8(output.stdout).unwrap();
+        let mut lines = report.lines();
+        let line = lines.find(|line| line.contains("listen") && line.contains(address));
+        line.unwrap_or_else(|| panic!("{report}")).to_owned()
+    };
+    let ours = format!("'imap-tls' (pid {}", server.process().0);
+    for (address, level, says) in [
+        ("127.0.0.1", "ok", [ours.as_str(), "listens on 127.0.0.1"]),
+        ("127.0.0.2", "ok", ["127.0.0.2", "can be listened on"]),
+        (
+            "0.0.0.0",
+            "error",
+            [
+                "(--listen): Address already in use: 'imap-tls' (pid ",
+                "has a part of it: stop that one first",
+            ],
+        ),
+    ] {
+        let line = check(address);
+        assert!(line.starts_with(&format!("{level}: listener: ")), "{line}");
+        assert!(says.iter().all(|words| line.contains(words)), "{line}");
+    }
 }
 
 fn client(test: &Test) {

@@ -286,7 +286,22 @@ pub const FAULTS: &[Fault] = &[
         },
         says: &["cannot use descriptor 77 as the backend (--backend-fd): Bad file"],
     },
+    Fault {
+        name: "a descriptor and an address to listen on",
+        breaks: |_, program| {
+            program
+                .backend([] as [&str; 0])
+                .option("--backend-fd", "3")
+                .option("--listen", "127.0.0.1:0")
+        },
+        says: &["--backend-fd is one connection's, so it conflicts with --listen"],
+    },
     // Options.
+    Fault {
+        name: "an address to listen on, twice",
+        breaks: |_, program| program.env("IMAP_TLS_LISTEN", "143 127.0.0.1:143 [::]:143"),
+        says: &["--listen [::]:143 is given more than once"],
+    },
     Fault {
         name: "no certificate",
         breaks: |_, program| program.without("--cert"),
