@@ -7,6 +7,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::{CertifiedKey, SigningKey};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
+use x509_parser::x509::X509Version;
 
 use super::CertificateFiles;
 use super::message::{Holding, INTRODUCTION_LIMIT};
@@ -89,18 +90,13 @@ pub(super) fn parse(unparsed: &Unparsed, _: &Sandboxed) -> Result<Held, Error> {
     // Only now, since a file that turns out to hold no key may be open to all.
     let mode = unparsed.mode.clone();
     mode.map_err(|why| cannot_use(key_place, why))?;
-    let mismatch = |why: &str| {
-        Error::setup(
-            format!("{key_place} does not go with {certificate_place}"),
-            why,
-        )
-    };
-    match CertifiedKey::new(chain.clone(), key.clone()).keys_match() {
+    match examine_pair(&chain, &key) {
         Ok(()) => {}
-        Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::KeyMismatch)) => {
-            return Err(mismatch("the public keys differ"));
+        Err(Blame::Certificate(why)) => return Err(cannot_use(certificate_place, why)),
+        Err(Blame::Pair(why)) => {
+            let what = format!("{key_place} does not go with {certificate_place}");
+            return Err(Error::setup(what, why));
         }
-        Err(error) => return Err(mismatch(&error.to_string())),
     }
     let schemes = SCHEMES
         .iter()
@@ -119,6 +115,39 @@ pub(super) fn parse(unparsed: &Unparsed, _: &Sandboxed) -> Result<Held, Error> {
     Ok(Held { holding, key })
 }
 
+/// What is wrong with a chain and a key that are both good by themselves.
+#[derive(Debug)]
+enum Blame {
+    Certificate(String),
+    Pair(String),
+}
+
+fn examine_pair(chain: &Chain, key: &Arc<dyn SigningKey>) -> Result<(), Blame> {
+    let fits = |certificate: &CertificateDer<'static>| {
+        CertifiedKey::new(vec![certificate.clone()], key.clone()).keys_match()
+    };
+    match CertifiedKey::new(chain.clone(), key.clone()).keys_match() {
+        Ok(()) => Ok(()),
+        Err(rustls::Error::InconsistentKeys(_)) => {
+            let other = chain
+                .iter()
+                .position(|certificate| fits(certificate).is_ok());
+            Err(Blame::Pair(match other {
+                Some(place) => format!(
+                    "it goes with certificate {} in that file: put our own first, then each one's issuer",
+                    place + 1
+                ),
+                None => "the public keys differ".to_owned(),
+            }))
+        }
+        // rustls says of it that it is a peer's.
+        Err(rustls::Error::InvalidCertificate(why)) => Err(Blame::Certificate(format!(
+            "malformed certificate: {why:?}"
+        ))),
+        Err(error) => Err(Blame::Certificate(error.to_string())),
+    }
+}
+
 fn cannot_use(place: &Place, why: String) -> Error {
     Error::setup(format!("cannot use {place}"), why)
 }
@@ -128,7 +157,13 @@ type Chain = Vec<CertificateDer<'static>>;
 fn parse_chain(pem: &[u8]) -> Result<(Chain, Vec<String>), String> {
     let chain: Chain = rustls_pemfile::certs(&mut &*pem)
         .collect::<Result<_, _>>()
-        .map_err(|_| MALFORMED_PEM.to_owned())?;
+        .map_err(|_| {
+            if is_encrypted(pem) {
+                format!("the private key in it is encrypted: {NO_PASSPHRASE}")
+            } else {
+                MALFORMED_PEM.to_owned()
+            }
+        })?;
     let own = chain
         .first()
         .ok_or("no certificate in PEM form (BEGIN CERTIFICATE) in it")?;
@@ -138,9 +173,21 @@ fn parse_chain(pem: &[u8]) -> Result<(Chain, Vec<String>), String> {
     }
     let (_, own) = x509_parser::parse_x509_certificate(own)
         .map_err(|error| format!("malformed certificate: {error}"))?;
+    check_version(own.version())?;
     check_validity(&own)?;
     let names = host_names(&own);
     Ok((chain, names))
+}
+
+/// Those that old scripts make have no extensions, so no names either; TLS libraries read none but version 3.
+fn check_version(version: X509Version) -> Result<(), String> {
+    if version == X509Version::V3 {
+        return Ok(());
+    }
+    Err(format!(
+        "it is of X.509 version {}: have it issued anew with extensions (subjectAltName), which are in version 3 only",
+        u64::from(version.0) + 1
+    ))
 }
 
 /// An expired certificate is refused by every client that looks; saying so in the log is kinder (DESIGN promise 5).
@@ -175,21 +222,32 @@ fn host_names(own: &X509Certificate<'_>) -> Vec<String> {
 
 /// `shared` is the option that names the file, where that is the certificate's too.
 fn parse_key(pem: &[u8], shared: Option<&str>) -> Result<Arc<dyn SigningKey>, String> {
-    let key: PrivateKeyDer<'static> = rustls_pemfile::private_key(&mut &*pem)
-        .map_err(|_| MALFORMED_PEM.to_owned())?
-        .ok_or_else(|| describe_no_key(pem, shared))?;
+    let key: PrivateKeyDer<'static> = match rustls_pemfile::private_key(&mut &*pem) {
+        Ok(Some(key)) => key,
+        // The traditional form says in headers that it is encrypted, which are no base64.
+        Err(_) if !is_encrypted(pem) => return Err(MALFORMED_PEM.to_owned()),
+        Ok(None) | Err(_) => return Err(describe_no_key(pem, shared)),
+    };
     rustls::crypto::ring::sign::any_supported_type(&key).map_err(|_| {
         "neither an RSA (2048 bits or more), ECDSA P-256 or P-384 nor Ed25519 key".to_owned()
     })
 }
 
+const NO_PASSPHRASE: &str =
+    "imap-tls cannot ask for a passphrase, so store it in clear with mode 0600";
+
+fn is_encrypted(pem: &[u8]) -> bool {
+    pem.windows(9).any(|window| window == b"ENCRYPTED")
+}
+
 fn describe_no_key(pem: &[u8], shared: Option<&str>) -> String {
-    let is_encrypted = pem.windows(9).any(|window| window == b"ENCRYPTED");
-    match (is_encrypted, shared) {
-        (true, _) => "it is encrypted: imap-tls cannot ask for a passphrase, so store it in clear with mode 0600",
-        (false, Some("--cert")) => "no private key in PEM form (BEGIN PRIVATE KEY) in it: name the key's file with --key",
-        (false, Some(_)) => "no private key in PEM form (BEGIN PRIVATE KEY) in it: append the certificate's key to it",
-        (false, None) => "no private key in PEM form (BEGIN PRIVATE KEY) in it",
+    if is_encrypted(pem) {
+        return format!("it is encrypted: {NO_PASSPHRASE}");
+    }
+    match shared {
+        Some("--cert") => "no private key in PEM form (BEGIN PRIVATE KEY) in it: name the key's file with --key",
+        Some(_) => "no private key in PEM form (BEGIN PRIVATE KEY) in it: append the certificate's key to it",
+        None => "no private key in PEM form (BEGIN PRIVATE KEY) in it",
     }
     .to_owned()
 }
@@ -197,6 +255,61 @@ fn describe_no_key(pem: &[u8], shared: Option<&str>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// As `openssl rsa -aes128 -traditional` writes it.
+    #[test]
+    fn an_encrypted_key_in_the_traditional_form_is_no_malformed_one() {
+        let key = "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\n\
+             DEK-Info: AES-128-CBC,0123456789ABCDEF0123456789ABCDEF\n\nMAMBAf8=\n-----END RSA PRIVATE KEY-----\n";
+        let why = parse_key(key.as_bytes(), None).map(drop).unwrap_err();
+        assert!(why.starts_with("it is encrypted: "), "{why}");
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let why = parse_chain((made.cert.pem() + key).as_bytes()).unwrap_err();
+        assert!(
+            why.starts_with("the private key in it is encrypted: "),
+            "{why}"
+        );
+    }
+
+    #[test]
+    fn a_key_of_another_certificate_in_the_file_is_told_where_it_is() {
+        let [one, two, other] = [(); 3].map(|()| {
+            let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+            let key = parse_key(made.key_pair.serialize_pem().as_bytes(), None).unwrap();
+            (made.cert.pem(), key)
+        });
+        let (chain, _) = parse_chain((one.0 + &two.0).as_bytes()).unwrap();
+        examine_pair(&chain, &one.1).unwrap();
+        for (key, expected) in [
+            (two.1, "it goes with certificate 2 in that file: "),
+            (other.1, "the public keys differ"),
+        ] {
+            let Err(Blame::Pair(why)) = examine_pair(&chain, &key) else {
+                panic!("{expected}")
+            };
+            assert!(why.starts_with(expected), "{why}");
+        }
+    }
+
+    #[test]
+    fn a_certificate_without_extensions_is_blamed_itself() {
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let key = parse_key(made.key_pair.serialize_pem().as_bytes(), None).unwrap();
+        let mut der = made.cert.der().to_vec();
+        // The version comes first, as number 2.
+        let version = [0xa0, 3, 2, 1, 2];
+        let place = der.windows(5).position(|window| window == version).unwrap();
+        der[place + 4] = 0;
+        let certificate = CertificateDer::from(der);
+        let (_, parsed) = x509_parser::parse_x509_certificate(&certificate).unwrap();
+        let why = check_version(parsed.version()).unwrap_err();
+        assert!(why.starts_with("it is of X.509 version 1: "), "{why}");
+        // What else rustls cannot read.
+        let Err(Blame::Certificate(why)) = examine_pair(&vec![certificate.clone()], &key) else {
+            panic!()
+        };
+        assert!(why.starts_with("malformed certificate: "), "{why}");
+    }
 
     /// As a shell or a store of secrets may have made of it.
     #[test]

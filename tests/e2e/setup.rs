@@ -209,6 +209,28 @@ pub const FAULTS: &[Fault] = &[
         says: &["cannot use private key", "(--key): it is encrypted"],
     },
     Fault {
+        name: "an encrypted key in the traditional form",
+        breaks: |test, program| {
+            let text = "-----BEGIN EC PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,0123456789ABCDEF\n\n\
+                 MAMBAf8=\n-----END EC PRIVATE KEY-----\n";
+            program.option("--key", file(test, "key", text, 0o600))
+        },
+        says: &["cannot use private key", "(--key): it is encrypted"],
+    },
+    Fault {
+        name: "a chain that does not begin with our own certificate",
+        breaks: |test, program| {
+            let pki = Pki::of(Key::P256);
+            let read = |path| std::fs::read_to_string(path).unwrap();
+            let chain = read(&pki.ca) + &read(&pki.cert);
+            program.option("--cert", file(test, "chain", &chain, 0o644))
+        },
+        says: &[
+            "(--key) does not go with certificate",
+            "(--cert): it goes with certificate 2 in that file: put our own first, then each one's issuer",
+        ],
+    },
+    Fault {
         name: "a key of an unknown kind",
         breaks: |test, program| {
             let text = "-----BEGIN PRIVATE KEY-----\nMAMBAf8=\n-----END PRIVATE KEY-----\n";
