@@ -383,9 +383,19 @@ impl<S: Service> Listener<'_, S> {
 
     /// None of them has been reaped, so that no number can be another process's by now.
     fn signal_all(&self, signal: Signal) {
-        for process in self.table.processes() {
+        let results = self.table.processes().map(|process| kill(process, signal));
+        let faults: Vec<Errno> = results
+            .filter_map(Result::err)
             // One that has just ended is reaped next.
-            let _ = kill(process, signal);
+            .filter(|error| *error != Errno::ESRCH)
+            .collect();
+        // Whom we may not tell to end we cannot kill either, so it is said once.
+        if let (Signal::SIGTERM, Some(error)) = (signal, faults.first()) {
+            self.log.warning(format_args!(
+                "{} connections cannot be told to end: {} (CAP_KILL is needed)",
+                faults.len(),
+                error.desc()
+            ));
         }
     }
 }

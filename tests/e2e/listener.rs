@@ -117,6 +117,11 @@ pub fn tests() -> Vec<Trial> {
             stubborn,
         ),
         test(
+            "listener: whom it may not signal is in the log",
+            &[Need::Root, Need::Command("setpriv", "util-linux")],
+            powerless,
+        ),
+        test(
             "listener: when the keeper is killed another takes its place, and sessions go on",
             root,
             keeper_killed,
@@ -973,6 +978,35 @@ fn stubborn(test: &Test) {
     assert_eq!(server.wait().code(), Some(0));
     assert!(!process.alive());
     drop(frozen);
+}
+
+/// As in a unit without CAP_KILL. Nobody can be hurried then, so it ends when the clients do.
+fn powerless(test: &Test) {
+    let port = free_port();
+    let program = Program::new(test)
+        .option("--drain-timeout", "1")
+        .option("--listen", format!("127.0.0.1:{port}"));
+    let mut running = Tool::new(test, "setpriv")
+        .args(["--bounding-set", "-kill"])
+        .envs(program.environment().clone())
+        .args(program.command_line())
+        .start();
+    let connect = || Client::on(TcpStream::connect(("127.0.0.1", port)).unwrap());
+    eventually("it listens", || {
+        TcpStream::connect(("127.0.0.1", port)).ok()
+    });
+    let mut clients = [connect(), connect()];
+    for client in &mut clients {
+        client.log_in_by_starttls(pki());
+    }
+    sys::kill(running.process().0, libc::SIGTERM).unwrap();
+    let wanted = " connections cannot be told to end: Operation not permitted (CAP_KILL is needed)";
+    eventually("it is said", || {
+        running.log().contains(wanted).then_some(())
+    });
+    clients.into_iter().for_each(Client::log_out);
+    assert_eq!(running.wait().code(), Some(0));
+    assert_eq!(running.log().matches(wanted).count(), 1);
 }
 
 fn keeper_killed(test: &Test) {
