@@ -457,6 +457,7 @@ fn superserver_examples(page: &mut Roff) {
              \x20   wait        = no\n\
              \x20   user        = root\n\
              \x20   per_source  = 20\n\
+             \x20   cps         = 200 2\n\
              \x20   server      = /usr/sbin/imap-tls\n\
              \x20   server_args = --cert CERT --key KEY -- /usr/sbin/imap4d --inetd\n\
              }",
