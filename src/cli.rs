@@ -95,8 +95,7 @@ pub(crate) enum Request {
 #[derive(Debug)]
 pub(crate) struct Source {
     arguments: Vec<OsString>,
-    /// The variables that are in the environment because the file set them.
-    applied: Vec<String>,
+    applied: settings::Applied,
     is_root: bool,
 }
 
@@ -104,7 +103,7 @@ impl Source {
     pub(crate) fn new(arguments: impl Iterator<Item = OsString>, is_root: bool) -> Self {
         Self {
             arguments: arguments.collect(),
-            applied: Vec::new(),
+            applied: settings::Applied::new(),
             is_root,
         }
     }
@@ -116,6 +115,23 @@ impl Source {
     pub(crate) fn read(&mut self) -> Result<Request, Error> {
         let applied = settings::apply(&self.arguments, &mut self.applied);
         parse(&self.arguments, self.is_root, applied)
+    }
+
+    /// The same again, and what it is read for. Where either fails, the environment is as it was before: whoever goes on with the
+    /// options from then hands that to backends.
+    ///
+    /// # Errors
+    /// As above, and as `use_it`.
+    pub(crate) fn read_again<T>(
+        &mut self,
+        use_it: impl FnOnce(Request) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let before = self.applied.clone();
+        let result = self.read().and_then(use_it);
+        if result.is_err() {
+            settings::put_back(&mut self.applied, before);
+        }
+        result
     }
 }
 

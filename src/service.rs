@@ -142,15 +142,18 @@ impl Service for Serving {
     }
 
     fn reload(&mut self, log: &mut Log) -> Result<(), Error> {
-        let Request::Serve(options) = self.source.read()? else {
-            return Err(Error::Usage(
-                "there is nothing to serve any more".to_owned(),
-            ));
-        };
-        if options.listening.addresses != self.common.options.listening.addresses {
-            log.warning("--listen has changed, which takes a restart");
-        }
-        self.common = Common::prepare(Rc::from(options), log)?;
+        let addresses = &self.common.options.listening.addresses;
+        self.common = self.source.read_again(|request| {
+            let Request::Serve(options) = request else {
+                return Err(Error::Usage(
+                    "there is nothing to serve any more".to_owned(),
+                ));
+            };
+            if options.listening.addresses != *addresses {
+                log.warning("--listen has changed, which takes a restart");
+            }
+            Common::prepare(Rc::from(options), log)
+        })?;
         log.set_verbosity(self.common.options.verbosity);
         Ok(())
     }

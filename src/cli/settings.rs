@@ -21,15 +21,16 @@ const LIMIT: u64 = 64 * 1024;
 /// In UTF-8. It does not show, and makes a comment no comment.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
+/// The variables that are in the environment because the file set them, and their values.
+pub(super) type Applied = Vec<(String, OsString)>;
+
 /// Puts the file's settings into the environment, where the options are looked for, and takes away those that an earlier reading
 /// put there (`applied`). What the superserver set wins.
 ///
 /// # Errors
 /// `Setup` if the file cannot be read; `Usage` if there is something in it that is none of our settings.
-pub(super) fn apply(arguments: &[OsString], applied: &mut Vec<String>) -> Result<(), Error> {
-    for name in applied.drain(..) {
-        sys::unset_variable(&name);
-    }
+pub(super) fn apply(arguments: &[OsString], applied: &mut Applied) -> Result<(), Error> {
+    take_away(applied);
     let Some(path) = find(arguments) else {
         return Ok(());
     };
@@ -44,11 +45,27 @@ pub(super) fn apply(arguments: &[OsString], applied: &mut Vec<String>) -> Result
     })?;
     for (name, value) in settings {
         if std::env::var_os(&name).is_none() {
-            sys::set_variable(&name, OsStr::from_bytes(value));
-            applied.push(name);
+            let value = OsStr::from_bytes(value).to_owned();
+            sys::set_variable(&name, &value);
+            applied.push((name, value));
         }
     }
     Ok(())
+}
+
+/// Makes the environment what it was when `before` had been applied.
+pub(super) fn put_back(applied: &mut Applied, before: Applied) {
+    take_away(applied);
+    for (name, value) in &before {
+        sys::set_variable(name, value);
+    }
+    *applied = before;
+}
+
+fn take_away(applied: &mut Applied) {
+    for (name, _) in applied.drain(..) {
+        sys::unset_variable(&name);
+    }
 }
 
 /// Options that no word follows as their value; a test compares with clap's.

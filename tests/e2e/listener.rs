@@ -97,6 +97,11 @@ pub fn tests() -> Vec<Trial> {
             broken_reload,
         ),
         test(
+            "listener: after a reload that was refused, backends are still started as before",
+            &[],
+            refused_environment,
+        ),
+        test(
             "listener: a hundred reloads with alternating certificates fail no connection",
             &[],
             reload_under_load,
@@ -835,6 +840,40 @@ fn broken_reload(test: &Test) {
     server.signal(libc::SIGHUP);
     server.wait_log("imap-tls: reloaded");
     log_in(&server).log_out();
+}
+
+fn refused_environment(test: &Test) {
+    let settings = set(test, "NOTE=old\nOTHER=kept\n");
+    let program = Program::new(test)
+        .option("--settings", &settings)
+        .option("--renewal", "1");
+    let server = start(test, &program);
+    // One that is no file of settings, one that sets no options, and one that names what there is not.
+    let refused = [
+        ("NOTE=new\nno assignment\n", "line 2 of settings"),
+        (
+            "NOTE=new\nIMAP_TLS_LOGIN_TIMEOUT=never\n",
+            "--login-timeout",
+        ),
+        ("NOTE=new\nIMAP_TLS_OCSP=/nonexistent\n", "(--ocsp)"),
+    ];
+    for (number, (text, wanted)) in refused.into_iter().enumerate() {
+        set(test, text);
+        server.signal(libc::SIGHUP);
+        server.wait_log(wanted);
+        // The next renewal, which looks at the environment, is seen by its keeper.
+        let keeper = server.keeper();
+        eventually("another keeper", || {
+            server
+                .keeper()
+                .filter(|other| Some(*other) != keeper)
+                .map(drop)
+        });
+        log_in(&server).log_out();
+        let environment = test.record().backend(number).environment();
+        assert_eq!(environment["NOTE"], "old", "{text}");
+        assert_eq!(environment["OTHER"], "kept", "{text}");
+    }
 }
 
 fn reload_under_load(test: &Test) {
