@@ -2,6 +2,9 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+/// By how much the clocks of those who date what we read may be ahead of ours, in seconds.
+pub(crate) const SKEW: i64 = 300;
+
 /// Seconds since 1970.
 ///
 /// # Errors

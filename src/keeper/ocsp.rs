@@ -9,6 +9,8 @@ use x509_parser::certificate::X509Certificate;
 use x509_parser::parse_x509_certificate;
 use x509_parser::time::ASN1Time;
 
+use crate::clock::SKEW;
+
 /// What is known of a response that may be stapled.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Fresh {
@@ -18,8 +20,6 @@ pub struct Fresh {
     pub next_update: i64,
 }
 
-/// By how much a responder's clock may be ahead of ours, in seconds.
-const SKEW: i64 = 300;
 /// How long a response without nextUpdate counts, in seconds. Such a responder has newer news at any time (RFC 6960 section
 /// 4.2.2.1), so how old one may be is the client's to say, and some say: a day.
 const DEFAULT_LIFETIME: i64 = 86_400;

@@ -1,6 +1,9 @@
 //! Which client certificates are accepted: authorities (`--client-ca`) and revocation lists (`--client-crl`) as a verifier.
 
+use std::borrow::Cow;
+use std::cmp::Reverse;
 use std::path::Path;
+use std::slice;
 use std::sync::Arc;
 
 use ring::digest::{Context, SHA256};
@@ -10,7 +13,10 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
+use x509_parser::asn1_rs::{Any, FromDer as _, Tag};
+use x509_parser::time::ASN1Time;
 
+use crate::clock::SKEW;
 use crate::error::{Error, MALFORMED_PEM};
 use crate::log::Escaped;
 
@@ -50,14 +56,11 @@ pub(crate) fn verifier(
     now: i64,
 ) -> Result<Arc<dyn ClientCertVerifier>, Error> {
     let roots = Arc::new(roots(authorities, now)?);
-    let build = |files: &[TrustFile<'_>]| {
-        let mut lists = Vec::new();
-        for file in files {
-            lists.extend(parse_lists(*file)?);
-        }
+    let lists = newest_first(revocations, now)?;
+    let build = |lists: &[List<'_>]| {
         let mut builder =
             WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone())
-                .with_crls(lists)
+                .with_crls(lists.iter().map(|list| list.der.to_vec().into()))
                 .enforce_revocation_expiration();
         if demand == ClientDemand::Request {
             builder = builder.allow_unauthenticated();
@@ -71,14 +74,15 @@ pub(crate) fn verifier(
         {
             builder = builder.clear_root_hint_subjects();
         }
-        builder.build().map_err(|error| match files {
-            [file, ..] => list_fault(*file, error),
+        builder.build().map_err(|error| match lists {
+            [list, ..] => list_fault(list.file, error),
             [] => authorities_fault(authorities, error),
         })
     };
-    build(revocations).map_err(|error| {
+    build(&lists).map_err(|error| {
         // Which of the lists is it?
-        let single = revocations.iter().find_map(|file| build(&[*file]).err());
+        let mut each = lists.iter();
+        let single = each.find_map(|list| build(slice::from_ref(list)).err());
         single.unwrap_or(error)
     })
 }
@@ -156,13 +160,80 @@ fn check_authority(certificate: &[u8], now: i64) -> Result<Option<String>, Strin
     Ok(None)
 }
 
+/// A revocation list, and what the library does not look at.
+struct List<'a> {
+    der: Cow<'a, [u8]>,
+    file: TrustFile<'a>,
+    /// As it is encoded.
+    issuer: Vec<u8>,
+    this_update: ASN1Time,
+    next_update: ASN1Time,
+}
+
+impl<'a> List<'a> {
+    /// Walks as far as the dates (RFC 5280 section 5.1): parsing it whole would take its size in memory several times over.
+    fn read(der: Cow<'a, [u8]>, file: TrustFile<'a>) -> Option<Self> {
+        let (_, list) = Any::from_der(&der).ok()?;
+        let (_, content) = Any::from_der(list.data).ok()?;
+        let (after_version, version) = Any::from_der(content.data).ok()?;
+        let rest = match version.tag() {
+            Tag::Integer => after_version,
+            _ => content.data,
+        };
+        let (rest, _algorithm) = Any::from_der(rest).ok()?;
+        let (rest, issuer) = Any::from_der(rest).ok()?;
+        let (rest, this_update) = ASN1Time::from_der(rest).ok()?;
+        let (_, next_update) = ASN1Time::from_der(rest).ok()?;
+        Some(Self {
+            issuer: issuer.data.to_vec(),
+            file,
+            this_update,
+            next_update,
+            der,
+        })
+    }
+}
+
+/// The lists as the library is to be given them: it takes the first that is of a certificate's issuer, looks at no other, and
+/// never asks whether a list is in force already.
+///
+/// So the newest comes first, or a certificate that it revokes would be good by an older one; and one from the future does not
+/// stand in the way of those that are in force.
+fn newest_first<'a>(files: &[TrustFile<'a>], now: i64) -> Result<Vec<List<'a>>, Error> {
+    let mut lists = Vec::new();
+    for file in files {
+        for der in parse_lists(*file)? {
+            let why = "malformed: its issuer and its dates cannot be read";
+            lists.push(List::read(der, *file).ok_or_else(|| list_fault(*file, why))?);
+        }
+    }
+    lists.sort_by_key(|list| Reverse((list.this_update, list.next_update)));
+    let latest = now.saturating_add(SKEW);
+    let (lists, early): (Vec<_>, Vec<_>) = lists
+        .into_iter()
+        .partition(|list| list.this_update.timestamp() <= latest);
+    let is_alone = |list: &&List<'_>| !lists.iter().any(|other| other.issuer == list.issuer);
+    match early.iter().find(is_alone) {
+        // With no list at all nobody would be examined.
+        Some(list) => Err(list_fault(
+            list.file,
+            format!(
+                "it is not in force before {}: was this machine's clock set back?",
+                list.this_update
+            ),
+        )),
+        None => Ok(lists),
+    }
+}
+
 /// The lists in a file: any number in PEM form, or one in DER, which is how authorities publish them (RFC 5280 section 5).
-fn parse_lists(file: TrustFile<'_>) -> Result<Vec<CertificateRevocationListDer<'static>>, Error> {
+fn parse_lists(file: TrustFile<'_>) -> Result<Vec<Cow<'_, [u8]>>, Error> {
     const SEQUENCE: u8 = 0x30;
     if file.bytes.first() == Some(&SEQUENCE) {
-        return Ok(vec![file.bytes.to_vec().into()]);
+        return Ok(vec![file.bytes.into()]);
     }
     let lists: Vec<_> = CertificateRevocationListDer::pem_slice_iter(file.bytes)
+        .map(|list| list.map(|list| list.to_vec().into()))
         .collect::<Result<_, _>>()
         .map_err(|_| list_fault(file, MALFORMED_PEM))?;
     if lists.is_empty() {
@@ -247,6 +318,16 @@ mod tests {
         }
 
         fn list(&self, revoked: &[u64]) -> rcgen::CertificateRevocationList {
+            self.list_of((2026, 1), (2026, 7), revoked)
+        }
+
+        /// From the first of a month to the first of another.
+        fn list_of(
+            &self,
+            this_update: (i32, u8),
+            next_update: (i32, u8),
+            revoked: &[u64],
+        ) -> rcgen::CertificateRevocationList {
             let revoked = revoked.iter().map(|serial| RevokedCertParams {
                 serial_number: (*serial).into(),
                 revocation_time: date_time_ymd(2026, 2, 1),
@@ -254,8 +335,8 @@ mod tests {
                 invalidity_date: None,
             });
             CertificateRevocationListParams {
-                this_update: date_time_ymd(2026, 1, 1),
-                next_update: date_time_ymd(2026, 7, 1),
+                this_update: date_time_ymd(this_update.0, this_update.1, 1),
+                next_update: date_time_ymd(next_update.0, next_update.1, 1),
                 crl_number: 1.into(),
                 issuing_distribution_point: None,
                 revoked_certs: revoked.collect(),
@@ -368,6 +449,70 @@ mod tests {
     }
 
     #[test]
+    fn of_several_lists_the_newest_in_force_counts() {
+        let ours = authority("ours", 1, None);
+        let client = ours.client(10, ExtendedKeyUsagePurpose::ClientAuth);
+        let (old, new) = (
+            ours.list_of((2026, 1), (2027, 1), &[]),
+            ours.list_of((2026, 5), (2026, 7), &[10]),
+        );
+        let (expired, current) = (
+            ours.list_of((2026, 1), (2026, 5), &[10]),
+            ours.list_of((2026, 5), (2026, 7), &[]),
+        );
+        let future = ours.list_of((2026, 7), (2027, 1), &[]);
+        let pem = ours.certificate.pem();
+        for (lists, expected) in [
+            (&[&old, &new][..], "Revoked"),
+            (&[&expired, &current], ""),
+            (&[&expired], "ExpiredRevocationListContext"),
+            (&[&future, &new], "Revoked"),
+            (&[&future, &expired], "ExpiredRevocationListContext"),
+        ] {
+            let mut lists: Vec<_> = lists.iter().map(|list| list.der().as_ref()).collect();
+            for order in ["one way", "the other way"] {
+                let verifier = verifier_of(&pem, &lists).unwrap();
+                match verdict(&*verifier, &[&client], NOW) {
+                    Ok(()) => assert_eq!("", expected, "{order}"),
+                    refused => assert_eq!(kind(refused), expected, "{order}"),
+                }
+                lists.reverse();
+            }
+        }
+    }
+
+    #[test]
+    fn with_nothing_but_a_list_from_the_future_nobody_is_served() {
+        let (ours, other) = (authority("ours", 1, None), authority("other", 2, None));
+        let pem = ours.certificate.pem();
+        let future = ours.list_of((2026, 7), (2027, 1), &[]);
+        for lists in [
+            &[future.der().as_ref()][..],
+            &[other.list(&[]).der(), future.der()],
+        ] {
+            assert_eq!(
+                verifier_of(&pem, lists).err().unwrap(),
+                "cannot use revocation list 'crl' (--client-crl): it is not in force before Jul  1 00:00:00 2026 +00:00: \
+                 was this machine's clock set back?"
+            );
+        }
+        // An authority's clock may be ahead of ours by a little.
+        let july = NOW + 30 * DAY;
+        let at = |now| {
+            let lists = [file("crl", future.der())];
+            verifier(
+                file("ca", pem.as_bytes()),
+                &lists,
+                ClientDemand::Require,
+                &provider(),
+                now,
+            )
+        };
+        assert!(at(july - SKEW).is_ok());
+        assert!(at(july - SKEW - 1).is_err());
+    }
+
+    #[test]
     fn a_request_leaves_the_choice_to_the_client_but_is_no_weaker() {
         let ours = authority("ours", 1, None);
         let pem = ours.certificate.pem();
@@ -434,25 +579,33 @@ mod tests {
             );
         }
         let cut = &list.der()[..list.der().len() - 1];
-        assert!(
-            refused(&pem, &[cut]).starts_with(&format!("{crl}provided CRL could not be parsed"))
-        );
+        assert!(refused(&pem, &[cut]).starts_with(&format!("{crl}malformed")));
     }
 
     #[test]
     fn of_several_bad_lists_the_bad_one_is_named() {
         let ours = authority("ours", 1, None);
         let (pem, list) = (ours.certificate.pem(), ours.list(&[]));
-        let lists = [file("good.crl", list.der()), file("bad.crl", b"0nonsense")];
-        let error = verifier(
-            file("ca", pem.as_bytes()),
-            &lists,
-            ClientDemand::Require,
-            &provider(),
-            NOW,
-        );
-        let text = error.err().unwrap().to_string();
-        assert!(text.contains("'bad.crl'"), "{text}");
+        // What the library has against a list: one that says only what has changed since another (RFC 5280 section 5.2.4).
+        let (number, delta) = ([0x55, 0x1d, 0x14], [0x55, 0x1d, 0x1b]);
+        let mut changes = list.der().to_vec();
+        let at = changes
+            .windows(3)
+            .position(|window| window == number)
+            .unwrap();
+        changes[at..at + 3].copy_from_slice(&delta);
+        for bad in [b"0nonsense", changes.as_slice()] {
+            let lists = [file("good.crl", list.der()), file("bad.crl", bad)];
+            let error = verifier(
+                file("ca", pem.as_bytes()),
+                &lists,
+                ClientDemand::Require,
+                &provider(),
+                NOW,
+            );
+            let text = error.err().unwrap().to_string();
+            assert!(text.contains("'bad.crl'"), "{text}");
+        }
     }
 
     #[test]
