@@ -65,7 +65,7 @@ impl Common {
             ));
         }
         let mut plans = Plans::look_up(&options, log)?;
-        let trust = options.client_auth.as_ref().map(Trust::read).transpose()?;
+        let trust = Trust::read(&options)?;
         let backend = PreparedBackend::prepare(&options, &plans)?;
         plans.keeper.limits.descriptors = keeper_descriptors(options.listening.max_connections);
         let (keeper, offer) = start_shared_keeper(&options, trust.as_ref(), plans.keeper)?;

@@ -115,7 +115,7 @@ pub(crate) fn session(
             log.debug(lack);
         }
     }
-    let trust = options.client_auth.as_ref().map(Trust::read).transpose()?;
+    let trust = Trust::read(options)?;
     // What it needs is not needed here any more once its launchers have it.
     let backend = PreparedBackend::prepare(options, &plans)?.start(
         options.policy,

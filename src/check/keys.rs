@@ -26,7 +26,7 @@ pub(super) fn check_keys(report: &mut Report, options: &Options, found: Option<&
         let path = files.key.as_ref().unwrap_or(&files.certificate);
         check_key_file(report, path, found);
     }
-    let trust = match options.client_auth.as_ref().map(Trust::read).transpose() {
+    let trust = match Trust::read(options) {
         Ok(trust) => trust,
         Err(error) => return report.add(Level::Error, "client certificates", error),
     };

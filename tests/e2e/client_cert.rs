@@ -33,6 +33,11 @@ pub fn tests() -> Vec<Trial> {
     }
     tests.extend([
         test(
+            "client certificates: revocation lists as large as the memory limit allows are used",
+            &[Need::Root],
+            large_lists,
+        ),
+        test(
             "client certificates: AUTH=EXTERNAL is left to a client that is known, and to no other",
             &[],
             external,
@@ -368,6 +373,25 @@ fn verdicts(test: &Test, policy: &str, version: &str) {
         }
         assert_eq!(session.wait_code(), 0, "{name}: {}", session.log());
     }
+}
+
+/// With short serial numbers, which take the most memory for their size.
+fn large_lists(test: &Test) {
+    const LIMIT: usize = (32 << 20) / 32;
+    let ca = authority(test);
+    let alice = ca.issue("alice", |params| params.serial_number = Some(10.into()));
+    let serials: Vec<u64> = (0x01_00_00..0x01_00_00 + 35_000).collect();
+    let list = ca.list(&serials, YEAR);
+    let size = std::fs::read(&list).unwrap().len();
+    assert!((LIMIT * 9 / 10..=LIMIT).contains(&size), "{size}");
+    let program = Program::new(test)
+        .option("--client-ca", &ca.file)
+        .option("--client-crl", &list);
+    let mut session = program.start();
+    handshake(&mut session, "required", &config("1.3", Some(&alice))).unwrap();
+    assert!(session.client().command("z LOGOUT").is_ok());
+    session.close_client();
+    assert_eq!(session.wait_code(), 0);
 }
 
 /// The certificate with everything in it that is told.

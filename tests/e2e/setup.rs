@@ -370,6 +370,22 @@ pub const FAULTS: &[Fault] = &[
         says: &["--quiet and --verbose (or IMAP_TLS_QUIET and IMAP_TLS_VERBOSE)"],
     },
     Fault {
+        name: "a revocation list that is too large for the memory limit",
+        breaks: |test, program| {
+            let pki = Pki::of(Key::P256);
+            let list = file(test, "crl", &"0".repeat(1 << 20), 0o644);
+            program
+                .option("--client-ca", &pki.ca)
+                .option("--client-crl", list)
+                .option("--memory-limit", "31M")
+        },
+        says: &[
+            "cannot use revocation list",
+            "crl' (--client-crl): it has 1048576 octets",
+            "raise --memory-limit",
+        ],
+    },
+    Fault {
         name: "a memory limit in which nothing works",
         breaks: |_, program| program.option("--memory-limit", "1M"),
         says: &["--memory-limit"],
