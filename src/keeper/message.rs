@@ -184,6 +184,8 @@ pub struct Holding {
     pub names: Vec<String>,
     /// An OCSP response in DER for stapling; empty if there is none.
     pub ocsp: Vec<u8>,
+    /// Until when that is stapled, in seconds since 1970.
+    pub ocsp_end: i64,
     /// What the key can sign with, best first.
     pub schemes: Vec<SignatureScheme>,
 }
@@ -236,6 +238,7 @@ impl Holding {
         put_list(&mut bytes, &self.chain);
         put_list(&mut bytes, self.names.iter().map(String::as_bytes));
         put(&mut bytes, &self.ocsp);
+        put(&mut bytes, &self.ocsp_end.to_be_bytes());
         put_list(
             &mut bytes,
             self.schemes
@@ -250,6 +253,7 @@ impl Holding {
             chain: take_list(&mut rest, |bytes| Some(bytes.to_vec()))?,
             names: take_list(&mut rest, text)?,
             ocsp: take(&mut rest)?.to_vec(),
+            ocsp_end: i64::from_be_bytes(take(&mut rest)?.try_into().ok()?),
             schemes: take_list(&mut rest, |bytes| {
                 let number: &[u8; 2] = bytes.try_into().ok()?;
                 Some(SignatureScheme::from(u16::from_be_bytes(*number)))
@@ -306,6 +310,7 @@ mod tests {
             chain: vec![vec![1; 700], vec![2; 3]],
             names: vec!["mail.example".into(), "*.example".into()],
             ocsp: vec![3; 40],
+            ocsp_end: 1_780_272_000,
             schemes: vec![SignatureScheme::ED25519, SignatureScheme::RSA_PSS_SHA256],
         }
     }

@@ -23,6 +23,8 @@ pub struct Fresh {
 /// How long a response without nextUpdate counts, in seconds. Such a responder has newer news at any time (RFC 6960 section
 /// 4.2.2.1), so how old one may be is the client's to say, and some say: a day.
 const DEFAULT_LIFETIME: i64 = 86_400;
+/// What [`check`] has against a response that is good for another certificate, perhaps.
+pub(super) const ANOTHER: &str = "it is about another certificate: was the certificate renewed?";
 /// The largest response, in octets: it is sent in every full handshake, and real ones have hundreds of octets to 2 KiB.
 const RESPONSE_LIMIT: usize = 16_384;
 /// How many of the certificates in a response are looked at: its signer's is the only one that should be there.
@@ -257,7 +259,7 @@ fn find(
             return single(response).ok_or_else(malformed);
         }
     }
-    Err("it is about another certificate: was the certificate renewed?".to_owned())
+    Err(ANOTHER.to_owned())
 }
 
 /// Whether a CertID is that of the certificate; `None` if it is malformed.

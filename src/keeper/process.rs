@@ -310,19 +310,24 @@ fn permit(left: &mut u8) -> Result<(), Refusal> {
 /// Gives the response to the certificate that it is about.
 fn staple(held: &mut [Held], response: Vec<u8>) -> Result<(), String> {
     let now = clock::now()?;
-    let mut why = "there is no certificate (--cert)".to_owned();
+    let mut why = None;
     for held in held {
         let mut chain = held.holding.chain.iter();
         let Some(own) = chain.next() else { continue };
         match ocsp::check(&response, own, chain.next().map(Vec::as_slice), now) {
-            Ok(_) => {
+            Ok(fresh) => {
                 held.holding.ocsp = response;
+                held.holding.ocsp_end = fresh.next_update;
                 return Ok(());
             }
-            Err(reason) => why = reason,
+            // Of several certificates, the one that it is about knows better.
+            Err(reason) if reason == ocsp::ANOTHER => {
+                why.get_or_insert(reason);
+            }
+            Err(reason) => why = Some(reason),
         }
     }
-    Err(why)
+    Err(why.unwrap_or_else(|| "there is no certificate (--cert)".to_owned()))
 }
 
 fn say(socket: &OwnedFd, message: &[u8]) -> bool {

@@ -34,6 +34,7 @@ pub(super) fn certified(holding: Holding, certificate: u8, line: &Line) -> Certi
     Certified {
         key: Arc::new(certified),
         names: holding.names,
+        ocsp_end: holding.ocsp_end,
     }
 }
 

@@ -110,6 +110,7 @@ pub(super) fn parse(unparsed: &Unparsed, _: &Sandboxed) -> Result<Held, Error> {
             .collect(),
         names,
         ocsp: Vec::new(),
+        ocsp_end: 0,
         schemes,
     };
     Ok(Held { holding, key })

@@ -335,6 +335,7 @@ fn tls() -> Tls {
         certificates: vec![Certified {
             key: key.clone(),
             names: vec!["localhost".to_owned()],
+            ocsp_end: 0,
         }],
         client_auth: None,
         has_directory: false,

@@ -407,6 +407,7 @@ mod tests {
         let certified = Certified {
             key: Arc::new(CertifiedKey::new(vec![certificate.clone()], key)),
             names: vec!["localhost".to_owned()],
+            ocsp_end: 0,
         };
         let server = TlsServer::new(Settings {
             certificates: vec![certified],

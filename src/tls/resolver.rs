@@ -6,8 +6,8 @@ use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{AlertDescription, SignatureAlgorithm, SignatureScheme};
 
-use super::AsksKeeper;
 use super::hello::{self, HelloFacts, KeyKind};
+use super::{AsksKeeper, now};
 use crate::host_name::HostName;
 
 /// A certificate chain with a key that signs for it, and the host names that it is for.
@@ -15,6 +15,8 @@ use crate::host_name::HostName;
 pub(crate) struct Certified {
     pub(crate) key: Arc<CertifiedKey>,
     pub(crate) names: Vec<String>,
+    /// Until when its OCSP response is fresh, if it has one, in seconds since 1970.
+    pub(crate) ocsp_end: i64,
 }
 
 impl Certified {
@@ -26,6 +28,18 @@ impl Certified {
             SignatureAlgorithm::RSA => Some(KeyKind::Rsa),
             _ => None,
         }
+    }
+
+    /// As it is shown now: under the listener a response may have been read long ago, and a client that is shown one out of date
+    /// may refuse us, but not for want of one.
+    fn shown(&self) -> Arc<CertifiedKey> {
+        if self.key.ocsp.is_none() || now() <= self.ocsp_end {
+            return self.key.clone();
+        }
+        Arc::new(CertifiedKey {
+            ocsp: None,
+            ..(*self.key).clone()
+        })
     }
 }
 
@@ -111,14 +125,14 @@ impl Resolver {
             None => None,
         };
         if let Some(certified) = named {
-            return Ok(certified.key);
+            return Ok(certified.shown());
         }
         let default = match self.unknown_name {
             UnknownName::Default => best(self.certificates.iter(), schemes),
             UnknownName::Refused => None,
         };
         default
-            .map(|certified| certified.key.clone())
+            .map(Certified::shown)
             .ok_or(Refusal::Client(match name {
                 Some(_) => hello::Refusal::UnknownName,
                 None => hello::Refusal::NoName,
@@ -155,4 +169,38 @@ fn best<'a>(
     certificates
         .find(|certified| certified.key.key.choose_scheme(schemes).is_some())
         .or(first)
+}
+
+#[cfg(test)]
+mod tests {
+    use rustls::crypto::ring;
+    use rustls::pki_types::PrivateKeyDer;
+    use rustls::pki_types::pem::PemObject as _;
+
+    use super::*;
+
+    fn certified(ocsp: Option<&[u8]>, ocsp_end: i64) -> Certified {
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let key = PrivateKeyDer::from_pem_slice(made.key_pair.serialize_pem().as_bytes()).unwrap();
+        let key = ring::sign::any_supported_type(&key).unwrap();
+        let mut key = CertifiedKey::new(vec![made.cert.der().clone()], key);
+        key.ocsp = ocsp.map(<[u8]>::to_vec);
+        Certified {
+            key: Arc::new(key),
+            names: Vec::new(),
+            ocsp_end,
+        }
+    }
+
+    #[test]
+    fn a_response_is_stapled_until_it_is_out_of_date() {
+        let response = Some(b"response".as_slice());
+        let fresh = certified(response, now() + 60);
+        assert!(Arc::ptr_eq(&fresh.shown(), &fresh.key));
+        let stale = certified(response, now() - 1);
+        assert_eq!(stale.shown().ocsp, None);
+        assert_eq!(stale.shown().cert, stale.key.cert);
+        let without = certified(None, 0);
+        assert!(Arc::ptr_eq(&without.shown(), &without.key));
+    }
 }

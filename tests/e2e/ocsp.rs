@@ -22,10 +22,22 @@ pub fn tests() -> Vec<Trial> {
             needs,
             left_out,
         ),
+        test(
+            "ocsp: beside other certificates the reason is that of the one that it is about",
+            needs,
+            one_of_several,
+        ),
     ]
 }
 
 const SERIAL: u8 = 0x42;
+
+/// A certificate, and a response about it that is fresh for a week.
+pub fn certificate_and_response(test: &Test) -> (Pki, PathBuf) {
+    let pki = certificate(test);
+    let response = response(test, &pki, VALID, SERIAL);
+    (pki, response)
+}
 
 fn certificate(test: &Test) -> Pki {
     let pki = Pki::make(&test.path("pki"), Key::P256, |params| {
@@ -79,7 +91,29 @@ fn response(test: &Test, pki: &Pki, status: &str, serial: u8) -> PathBuf {
 const VALID: &str = "V\t450101000000Z\t";
 const REVOKED: &str = "R\t450101000000Z\t250101000000Z";
 
-/// What a client sees that asks for it, in each version, behind STARTTLS and on an implicit port.
+/// What a client sees that asks for it.
+pub fn seen_at(test: &Test, pki: &Pki, address: &str, policy: &str, version: &str) -> String {
+    Tool::new(test, "openssl")
+        .args(["s_client", "-connect", address])
+        .args(if policy == "implicit" {
+            &[][..]
+        } else {
+            &["-starttls", "imap"]
+        })
+        .args([
+            "-servername",
+            "localhost",
+            "-verify_return_error",
+            "-CAfile",
+        ])
+        .arg(&pki.ca)
+        .args(["-status", "-ign_eof", version])
+        .input("a LOGIN u sekret\r\nb LOGOUT\r\n")
+        .run()
+        .text()
+}
+
+/// The same in each version, behind STARTTLS and on an implicit port.
 fn seen(test: &Test, pki: &Pki, response: &Path) -> Vec<(String, String)> {
     let mut all = Vec::new();
     for policy in ["required", "implicit"] {
@@ -89,25 +123,13 @@ fn seen(test: &Test, pki: &Pki, response: &Path) -> Vec<(String, String)> {
             .option("--ocsp", response);
         let server = Server::start(test, Superserver::Tcpserver, &program);
         for version in ["-tls1_2", "-tls1_3"] {
-            let text = Tool::new(test, "openssl")
-                .args(["s_client", "-connect"])
-                .arg(format!("127.0.0.1:{}", server.port))
-                .args(if policy == "implicit" {
-                    &[][..]
-                } else {
-                    &["-starttls", "imap"]
-                })
-                .args([
-                    "-servername",
-                    "localhost",
-                    "-verify_return_error",
-                    "-CAfile",
-                ])
-                .arg(&pki.ca)
-                .args(["-status", "-ign_eof", version])
-                .input("a LOGIN u sekret\r\nb LOGOUT\r\n")
-                .run()
-                .text();
+            let text = seen_at(
+                test,
+                pki,
+                &format!("127.0.0.1:{}", server.port),
+                policy,
+                version,
+            );
             assert!(
                 text.contains("a OK") && text.contains("b OK"),
                 "{policy}, {version}: {text}"
@@ -119,8 +141,7 @@ fn seen(test: &Test, pki: &Pki, response: &Path) -> Vec<(String, String)> {
 }
 
 fn stapled(test: &Test) {
-    let pki = certificate(test);
-    let good = response(test, &pki, VALID, SERIAL);
+    let (pki, good) = certificate_and_response(test);
     for (text, log) in seen(test, &pki, &good) {
         assert!(text.contains("OCSP Response Status: successful"), "{text}");
         assert!(text.contains("Cert Status: good"), "{text}");
@@ -161,6 +182,30 @@ fn left_out(test: &Test) {
             let line = log.lines().find(|line| line.contains(&name));
             assert!(line.is_some(), "{name}: {log}");
         }
+    }
+}
+
+fn one_of_several(test: &Test) {
+    let (own, other) = (certificate(test), Pki::of(Key::Rsa2048));
+    let both = |one: &PathBuf, two: &PathBuf| std::env::join_paths([one, two]).unwrap();
+    for (response, words) in [
+        (
+            response(test, &own, REVOKED, SERIAL),
+            "it says that the certificate is revoked",
+        ),
+        (
+            response(test, &own, VALID, SERIAL + 1),
+            "it is about another certificate",
+        ),
+    ] {
+        let mut session = Program::new(test)
+            .option("--cert", both(&own.cert, &other.cert))
+            .option("--key", both(&own.key, &other.key))
+            .option("--ocsp", response)
+            .start();
+        session.client().greeting();
+        let line = session.wait_log("(--ocsp) is not used: ");
+        assert!(line.contains(words), "{line}");
     }
 }
 

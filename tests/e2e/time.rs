@@ -3,6 +3,7 @@
 
 use crate::harness::tracer::{self, Cast, Clock, Tracing};
 use crate::harness::*;
+use crate::ocsp;
 use libtest_mimic::Trial;
 use rustls::HandshakeKind;
 use std::net::{SocketAddr, TcpStream};
@@ -12,6 +13,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 const NEEDS: &[Need] = &[Need::Root, Need::X86_64];
+const OPENSSL: &[Need] = &[
+    Need::Root,
+    Need::X86_64,
+    Need::Command("openssl", "openssl"),
+];
 
 pub fn tests() -> Vec<Trial> {
     let mut tests = Vec::new();
@@ -57,6 +63,11 @@ pub fn tests() -> Vec<Trial> {
             "time: the listener goes on with a certificate that has run out until it has none, and then serves nobody",
             NEEDS,
             certificate_runs_out,
+        ),
+        test(
+            "time: the listener staples an OCSP response as long as it is fresh",
+            OPENSSL,
+            response_runs_out,
         ),
         test(
             "time: a certificate for one name is good or not at each connection",
@@ -663,6 +674,30 @@ fn certificate_runs_out(test: &Test) {
     client.starttls(pki());
     client.login();
     client.log_out();
+    listener.end();
+}
+
+fn response_runs_out(test: &Test) {
+    let (pki, response) = ocsp::certificate_and_response(test);
+    let clock = Clock::default();
+    let program = Program::new(test).pki(&pki).option("--ocsp", response);
+    let listener = Listener::start(&program, &clock);
+    for (days, said) in [
+        (0, "OCSP Response Status: successful"),
+        (6, "OCSP Response Status: successful"),
+        (8, "OCSP response: no response sent"),
+    ] {
+        clock.set(days * DAY);
+        for version in ["-tls1_2", "-tls1_3"] {
+            let address = listener.address.to_string();
+            let text = ocsp::seen_at(test, &pki, &address, "required", version);
+            assert!(text.contains(said), "after {days} days, {version}: {text}");
+            assert!(
+                text.contains("b OK"),
+                "after {days} days, {version}: {text}"
+            );
+        }
+    }
     listener.end();
 }
 
