@@ -268,7 +268,7 @@ pub(crate) fn set_up_tls(
 ) -> Result<TlsServer, Error> {
     let settings = Settings {
         certificates: offer.certificates,
-        client_auth: trust.map(Trust::verifier).transpose()?,
+        client_auth: trust.map(Trust::examiner).transpose()?,
         has_directory: options.certificate_directory.is_some(),
         keeper: offer.keeper,
         oldest_version: options.oldest_version,

@@ -3,16 +3,17 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use rustls::server::danger::ClientCertVerifier;
-
 use crate::cli::Options;
 use crate::error::Error;
 use crate::files::{FILE_LIMIT, Place, any_mode, read};
-use crate::tls::{self, ClientDemand, TrustFile};
+use crate::tls::{self, ClientDemand, Examiner, TrustFile};
 
 /// `--client-ca` and `--client-crl`, unparsed.
+#[derive(Clone, Debug)]
+pub(crate) struct Trust(Arc<Files>);
+
 #[derive(Debug)]
-pub(crate) struct Trust {
+struct Files {
     authorities: (PathBuf, Vec<u8>),
     demand: ClientDemand,
     revocations: Vec<(PathBuf, Vec<u8>)>,
@@ -48,26 +49,33 @@ impl Trust {
             .map(|path| read(path, "revocation list", "--client-crl", REVOCATION_LIMIT))
             .collect::<Result<Vec<_>, _>>()?;
         check_size(&revocations, options.memory_limit)?;
-        Ok(Some(Self {
+        Ok(Some(Self(Arc::new(Files {
             authorities,
             demand: client_auth.demand,
             revocations,
-        }))
+        }))))
     }
 
     /// What tickets are bound to: no session outlives the trust under which it was made.
     pub(crate) fn binding(&self) -> [u8; 32] {
-        tls::client_auth_binding(file(&self.authorities), &self.revocations(), self.demand)
+        let files = &*self.0;
+        tls::client_auth_binding(file(&files.authorities), &files.revocations(), files.demand)
     }
 
-    /// Parses the files.
+    /// Parses the files, which are kept to be parsed again when one of the authorities has expired.
     ///
     /// # Errors
     /// `Setup`, naming file and option.
-    pub(crate) fn verifier(&self) -> Result<Arc<dyn ClientCertVerifier>, Error> {
-        tls::client_verifier(file(&self.authorities), &self.revocations(), self.demand)
+    pub(crate) fn examiner(&self) -> Result<Examiner, Error> {
+        let files = self.0.clone();
+        tls::client_examiner(move |now| {
+            let (authorities, revocations) = (file(&files.authorities), files.revocations());
+            tls::client_verifier(authorities, &revocations, files.demand, now)
+        })
     }
+}
 
+impl Files {
     fn revocations(&self) -> Vec<TrustFile<'_>> {
         self.revocations.iter().map(file).collect()
     }

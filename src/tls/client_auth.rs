@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::cmp::Reverse;
+use std::fmt;
 use std::path::Path;
 use std::slice;
 use std::sync::Arc;
@@ -36,6 +37,56 @@ pub(crate) struct TrustFile<'a> {
     pub(crate) bytes: &'a [u8],
 }
 
+/// A verifier, and until when all its authorities are good, in seconds since 1970.
+pub(crate) struct Verifier {
+    end: i64,
+    pub(super) inner: Arc<dyn ClientCertVerifier>,
+}
+
+/// Who examines client certificates, for as long as there is an authority.
+///
+/// The library takes an authority for granted, whatever the time is, and the listener's may have been read long ago.
+pub(crate) struct Examiner {
+    first: Verifier,
+    make: Box<dyn Fn(i64) -> Result<Verifier, Error> + Send + Sync>,
+}
+
+impl Examiner {
+    /// With what makes a verifier of the authorities that are good at the time.
+    ///
+    /// # Errors
+    /// Its own, at the time `now`.
+    pub(super) fn new(
+        make: impl Fn(i64) -> Result<Verifier, Error> + Send + Sync + 'static,
+        now: i64,
+    ) -> Result<Self, Error> {
+        Ok(Self {
+            first: make(now)?,
+            make: Box::new(make),
+        })
+    }
+
+    /// The verifier for what does not hang on the time.
+    pub(super) fn timeless(&self) -> &Arc<dyn ClientCertVerifier> {
+        &self.first.inner
+    }
+
+    /// The verifier of the authorities that are left; `None` if none is. Making another costs only those who have not renewed
+    /// since one has expired.
+    pub(super) fn at(&self, now: i64) -> Option<Arc<dyn ClientCertVerifier>> {
+        if now <= self.first.end {
+            return Some(self.first.inner.clone());
+        }
+        (self.make)(now).ok().map(|verifier| verifier.inner)
+    }
+}
+
+impl fmt::Debug for Examiner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Examiner").finish_non_exhaustive()
+    }
+}
+
 /// The names of authorities that are sent as a hint, at most, in octets. It may be left out (RFC 8446 section 4.2.4, RFC 5246
 /// section 7.4.4); a list of all public authorities would make every handshake longer and help no client to choose.
 const HINT_LIMIT: usize = 8192;
@@ -54,8 +105,9 @@ pub(crate) fn verifier(
     demand: ClientDemand,
     provider: &Arc<CryptoProvider>,
     now: i64,
-) -> Result<Arc<dyn ClientCertVerifier>, Error> {
-    let roots = Arc::new(roots(authorities, now)?);
+) -> Result<Verifier, Error> {
+    let (roots, end) = roots(authorities, now)?;
+    let roots = Arc::new(roots);
     let lists = newest_first(revocations, now)?;
     let build = |lists: &[List<'_>]| {
         let mut builder =
@@ -79,12 +131,13 @@ pub(crate) fn verifier(
             [] => authorities_fault(authorities, error),
         })
     };
-    build(&lists).map_err(|error| {
+    let inner = build(&lists).map_err(|error| {
         // Which of the lists is it?
         let mut each = lists.iter();
         let single = each.find_map(|list| build(slice::from_ref(list)).err());
         single.unwrap_or(error)
-    })
+    })?;
+    Ok(Verifier { end, inner })
 }
 
 /// What a session's acceptance hangs on: SHA-256 over the demand, the authorities and the lists. A session ticket carries it,
@@ -111,19 +164,24 @@ pub(crate) fn binding(
     binding
 }
 
-fn roots(file: TrustFile<'_>, now: i64) -> Result<RootCertStore, Error> {
+/// The authorities that are good now, and until when all of them are.
+fn roots(file: TrustFile<'_>, now: i64) -> Result<(RootCertStore, i64), Error> {
     let mut roots = RootCertStore::empty();
+    let mut end = i64::MAX;
     let mut out_of_date = None;
     for (index, certificate) in CertificateDer::pem_slice_iter(file.bytes).enumerate() {
         let fault =
             |why: String| authorities_fault(file, format!("certificate {}: {why}", index + 1));
         let certificate = certificate.map_err(|_| fault(MALFORMED_PEM.to_owned()))?;
         match check_authority(&certificate, now).map_err(fault)? {
-            None => roots
-                .add(certificate)
-                .map_err(|error| fault(format!("malformed: {error}")))?,
+            Ok(not_after) => {
+                end = end.min(not_after);
+                roots
+                    .add(certificate)
+                    .map_err(|error| fault(format!("malformed: {error}")))?;
+            }
             // One that is renewed in time stands beside its successor for a while: no reason to stop.
-            Some(why) => out_of_date = Some(fault(why)),
+            Err(why) => out_of_date = Some(fault(why)),
         }
     }
     if roots.is_empty() {
@@ -132,13 +190,14 @@ fn roots(file: TrustFile<'_>, now: i64) -> Result<RootCertStore, Error> {
             authorities_fault(file, why)
         }));
     }
-    Ok(roots)
+    Ok((roots, end))
 }
 
-/// Whether a certificate may stand for an authority, which the verifier takes for granted: why not now, or why never (`Err`).
+/// Until when a certificate may stand for an authority, which the verifier takes for granted; or why not now, or why never (the
+/// outer `Err`).
 ///
 /// One that is no authority's must not: whoever holds its key could certify anybody.
-fn check_authority(certificate: &[u8], now: i64) -> Result<Option<String>, String> {
+fn check_authority(certificate: &[u8], now: i64) -> Result<Result<i64, String>, String> {
     let (_, parsed) = x509_parser::parse_x509_certificate(certificate)
         .map_err(|error| format!("malformed: {error}"))?;
     let validity = parsed.validity();
@@ -149,15 +208,15 @@ fn check_authority(certificate: &[u8], now: i64) -> Result<Option<String>, Strin
         ));
     }
     if now > validity.not_after.timestamp() {
-        return Ok(Some(format!("it expired on {}", validity.not_after)));
+        return Ok(Err(format!("it expired on {}", validity.not_after)));
     }
     if now < validity.not_before.timestamp() {
-        return Ok(Some(format!(
+        return Ok(Err(format!(
             "it is not valid before {}",
             validity.not_before
         )));
     }
-    Ok(None)
+    Ok(Ok(validity.not_after.timestamp()))
 }
 
 /// A revocation list, and what the library does not look at.
@@ -363,6 +422,7 @@ mod tests {
         let lists: Vec<_> = lists.iter().map(|bytes| file("crl", bytes)).collect();
         let authorities = file("ca", authorities.as_bytes());
         verifier(authorities, &lists, ClientDemand::Require, &provider(), NOW)
+            .map(|verifier| verifier.inner)
             .map_err(|error| error.to_string())
     }
 
@@ -523,7 +583,8 @@ mod tests {
             &provider(),
             NOW,
         )
-        .unwrap();
+        .unwrap()
+        .inner;
         assert!(requested.offer_client_auth() && !requested.client_auth_mandatory());
         assert!(verifier_of(&pem, &[]).unwrap().client_auth_mandatory());
         let foreign = authority("other", 1, None).client(1, ExtendedKeyUsagePurpose::ClientAuth);
@@ -632,13 +693,44 @@ mod tests {
             key,
         };
         let both = older.certificate.pem() + &new.certificate.pem();
-        let verifier = verifier_at(&both, NOW).unwrap();
+        let verifier = verifier_at(&both, NOW).unwrap().inner;
         let clients = [&new, &older].map(|one| one.client(9, ExtendedKeyUsagePurpose::ClientAuth));
         assert_eq!(verdict(&*verifier, &[&clients[0]], NOW), Ok(()));
         assert_eq!(
             kind(verdict(&*verifier, &[&clients[1]], NOW)),
             "UnknownIssuer"
         );
+    }
+
+    #[test]
+    fn an_authority_that_expires_meanwhile_is_none_any_more() {
+        let [short, long] = [("short", 9), ("long", 12)].map(|(name, month)| {
+            let mut params = params(name, 1);
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            params.not_after = date_time_ymd(2026, month, 1);
+            let key = KeyPair::generate().unwrap();
+            let certificate = params.self_signed(&key).unwrap();
+            Authority { certificate, key }
+        });
+        let clients = [&short, &long].map(|one| one.client(9, ExtendedKeyUsagePurpose::ClientAuth));
+        let pem = short.certificate.pem() + &long.certificate.pem();
+        let make = move |now| {
+            let authorities = file("ca", pem.as_bytes());
+            verifier(authorities, &[], ClientDemand::Require, &provider(), now)
+        };
+        let examiner = Examiner::new(make, NOW).unwrap();
+        for (days, accepted) in [
+            (0, [true, true]),
+            (100, [false, true]),
+            (200, [false, false]),
+        ] {
+            let now = NOW + days * DAY;
+            for (client, is_accepted) in clients.iter().zip(accepted) {
+                let verifier = examiner.at(now);
+                let is_good = verifier.is_some_and(|one| verdict(&*one, &[client], now).is_ok());
+                assert_eq!(is_good, is_accepted, "after {days} days");
+            }
+        }
     }
 
     #[test]

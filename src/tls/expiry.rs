@@ -7,8 +7,9 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::{DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
+use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
 
+use super::client_auth::Examiner;
 use super::now;
 
 /// Until when the session may be resumed, in seconds since 1970, as far as is known: the end of its client's certificate, or the
@@ -50,20 +51,20 @@ impl Expiry {
     }
 }
 
-/// A verifier that does what another does, and notes down the date.
+/// A verifier that does what the examiner's do, and notes down the date.
 #[derive(Debug)]
 pub(super) struct Noting {
+    pub(super) examiner: Examiner,
     pub(super) expiry: Arc<Expiry>,
-    pub(super) verifier: Arc<dyn ClientCertVerifier>,
 }
 
 impl ClientCertVerifier for Noting {
     fn client_auth_mandatory(&self) -> bool {
-        self.verifier.client_auth_mandatory()
+        self.examiner.timeless().client_auth_mandatory()
     }
 
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        self.verifier.root_hint_subjects()
+        self.examiner.timeless().root_hint_subjects()
     }
 
     fn verify_client_cert(
@@ -72,7 +73,12 @@ impl ClientCertVerifier for Noting {
         issuers: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        let verified = self.verifier.verify_client_cert(own, issuers, now)?;
+        let seconds = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+        let verifier = self
+            .examiner
+            .at(seconds)
+            .ok_or(CertificateError::UnknownIssuer)?;
+        let verified = verifier.verify_client_cert(own, issuers, now)?;
         // One that cannot be read, though it was verified, makes no tickets.
         let end = x509_parser::parse_x509_certificate(own)
             .map_or(i64::MIN, |(_, own)| own.validity().not_after.timestamp());
@@ -86,7 +92,8 @@ impl ClientCertVerifier for Noting {
         own: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.verifier
+        self.examiner
+            .timeless()
             .verify_tls12_signature(message, own, signature)
     }
 
@@ -96,12 +103,13 @@ impl ClientCertVerifier for Noting {
         own: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.verifier
+        self.examiner
+            .timeless()
             .verify_tls13_signature(message, own, signature)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.verifier.supported_verify_schemes()
+        self.examiner.timeless().supported_verify_schemes()
     }
 }
 

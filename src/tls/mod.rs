@@ -22,7 +22,9 @@ use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoClientAuth, NoServerSessionStorage};
 use rustls::{AlertDescription, Error, HandshakeKind, ServerConfig};
 
-pub(crate) use client_auth::{ClientDemand, TrustFile, binding as client_auth_binding};
+pub(crate) use client_auth::{
+    ClientDemand, Examiner, TrustFile, Verifier, binding as client_auth_binding,
+};
 pub(crate) use client_identity::ClientIdentity;
 pub(crate) use facts::{FACTS_LENGTH, Facts};
 pub(crate) use resolver::{Certified, UnknownName};
@@ -66,7 +68,7 @@ pub(crate) enum OldestVersion {
 pub(crate) struct Settings {
     pub(crate) certificates: Vec<Certified>,
     /// Who examines client certificates, if they are asked for.
-    pub(crate) client_auth: Option<Arc<dyn ClientCertVerifier>>,
+    pub(crate) client_auth: Option<Examiner>,
     pub(crate) has_directory: bool,
     pub(crate) keeper: Arc<dyn AsksKeeper>,
     pub(crate) oldest_version: OldestVersion,
@@ -100,7 +102,17 @@ fn now() -> i64 {
     clock::now().unwrap_or(i64::MAX)
 }
 
-/// Who examines client certificates, with the same cryptography as all the rest.
+/// Who examines client certificates, with what makes a verifier of the authorities that are good at a time.
+///
+/// # Errors
+/// Its own.
+pub(crate) fn client_examiner(
+    make: impl Fn(i64) -> Result<Verifier, crate::error::Error> + Send + Sync + 'static,
+) -> Result<Examiner, crate::error::Error> {
+    Examiner::new(make, now())
+}
+
+/// A verifier of client certificates for a time, with the same cryptography as all the rest.
 ///
 /// # Errors
 /// `Setup`, naming file and option.
@@ -108,14 +120,9 @@ pub(crate) fn client_verifier(
     authorities: TrustFile<'_>,
     revocations: &[TrustFile<'_>],
     demand: ClientDemand,
-) -> Result<Arc<dyn ClientCertVerifier>, crate::error::Error> {
-    client_auth::verifier(
-        authorities,
-        revocations,
-        demand,
-        &Arc::new(provider()),
-        now(),
-    )
+    now: i64,
+) -> Result<Verifier, crate::error::Error> {
+    client_auth::verifier(authorities, revocations, demand, &Arc::new(provider()), now)
 }
 
 /// Has the provider find out what the processor can do, which it does at the first digest and remembers across fork(2).
@@ -129,7 +136,7 @@ pub(crate) fn examine_processor() {
 /// How a session is served. Made once; under the listener each connection's process has it from before its fork, for the one
 /// session that it serves. There is no randomness in it.
 pub(crate) struct TlsServer {
-    client_auth: Option<Arc<dyn ClientCertVerifier>>,
+    client_auth: Option<Arc<Noting>>,
     config: Arc<ServerConfig>,
     oldest_version: OldestVersion,
     resolver: Arc<Resolver>,
@@ -137,7 +144,7 @@ pub(crate) struct TlsServer {
 
 /// One TLS session with the client.
 pub(crate) struct Tls {
-    client_auth: Option<Arc<dyn ClientCertVerifier>>,
+    client_auth: Option<Arc<Noting>>,
     engine: Engine,
     oldest_version: OldestVersion,
     /// The client's first octets, to tell what it speaks if that is not TLS.
@@ -172,17 +179,18 @@ impl TlsServer {
             unknown_name: settings.unknown_name,
         });
         let expiry = Arc::new(Expiry::default());
+        let client_auth = settings.client_auth.map(|examiner| {
+            let expiry = expiry.clone();
+            Arc::new(Noting { examiner, expiry })
+        });
         let versions: &[_] = match settings.oldest_version {
             OldestVersion::Tls12 => &[&rustls::version::TLS13, &rustls::version::TLS12],
             OldestVersion::Tls13 => &[&rustls::version::TLS13],
         };
         let mut config = ServerConfig::builder_with_provider(Arc::new(provider()))
             .with_protocol_versions(versions)?
-            .with_client_cert_verifier(match &settings.client_auth {
-                Some(verifier) => Arc::new(Noting {
-                    expiry: expiry.clone(),
-                    verifier: verifier.clone(),
-                }),
+            .with_client_cert_verifier(match &client_auth {
+                Some(verifier) => verifier.clone(),
                 None => Arc::new(NoClientAuth),
             })
             .with_cert_resolver(resolver.clone());
@@ -204,7 +212,7 @@ impl TlsServer {
             config.max_tls13_tickets = usize::from(limits.seals);
         }
         Ok(Self {
-            client_auth: settings.client_auth,
+            client_auth,
             config: Arc::new(config),
             oldest_version: settings.oldest_version,
             resolver,

@@ -9,6 +9,7 @@ use rustls::HandshakeKind;
 use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::ExitStatus;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -78,6 +79,11 @@ pub fn tests() -> Vec<Trial> {
             "time: a client's certificate is good or not at each connection, tickets or not",
             NEEDS,
             clients_certificate,
+        ),
+        test(
+            "time: the listener takes an authority that has expired for none, tickets or not",
+            NEEDS,
+            authority_expires,
         ),
     ]);
     tests
@@ -733,6 +739,66 @@ fn certificate_for_name(test: &Test) {
     }
 }
 
+fn showing(identity: &Identity, is_resuming: bool) -> Arc<rustls::ClientConfig> {
+    let mut config = identity.shown_by(TlsOffer::new(pki()).config());
+    if is_resuming {
+        config.resumption = rustls::client::Resumption::in_memory_sessions(16);
+    }
+    Arc::new(config)
+}
+
+/// Whether the session was resumed; `None` if there was none.
+fn visit(listener: &Listener, config: &Arc<rustls::ClientConfig>) -> Option<bool> {
+    let mut client = listener.connect();
+    client.greeting();
+    is_served(&mut client, "tls STARTTLS");
+    client.handshake_by(config).ok()?;
+    // In TLS 1.3 a client learns of its refusal afterwards.
+    client.try_command("a LOGIN u sekret").ok()?;
+    let kind = client.tls().handshake_kind();
+    client.log_out();
+    Some(kind == Some(HandshakeKind::Resumed))
+}
+
+fn authority_expires(test: &Test) {
+    let start = u64::try_from(Clock::default().now()).unwrap();
+    let [short, long] = [("short", 1800), ("long", 3 * 3600)].map(|(name, seconds)| {
+        let end = rcgen::date_time_ymd(1970, 1, 1) + Duration::from_secs(start + seconds);
+        Authority::make_with(&test.path(name), name, |params| params.not_after = end)
+    });
+    let (of_short, of_long) = (short.issue("alice", |_| {}), long.issue("bob", |_| {}));
+    let both = test.path("both.pem");
+    let text = [&short, &long].map(|one| std::fs::read(&one.file).unwrap());
+    write_file(&both, text.concat(), 0o644);
+    let lists = [&short, &long].map(|one| one.list(&[], DAY));
+    let clock = Clock::default();
+    let program = Program::new(test)
+        .option("--client-ca", &both)
+        .option("--client-crl", std::env::join_paths(lists).unwrap())
+        .option("--ticket-keys", test.path("keys"));
+    let listener = Listener::start(&program, &clock);
+    let resuming = showing(&of_short, true);
+    assert_eq!(visit(&listener, &resuming), Some(false));
+    assert_eq!(visit(&listener, &resuming), Some(true));
+    for (hours, [first, second]) in [
+        (0, [Some(false), Some(false)]),
+        (1, [None, Some(false)]),
+        (4, [None, None]),
+    ] {
+        clock.set(hours * HOUR);
+        for (identity, expected) in [(&of_short, first), (&of_long, second)] {
+            let config = showing(identity, false);
+            assert_eq!(visit(&listener, &config), expected, "after {hours} hours");
+        }
+        if hours > 0 {
+            assert_eq!(visit(&listener, &resuming), None, "after {hours} hours");
+        }
+    }
+    let log = listener.end();
+    let words = "the client's certificate is from no authority in --client-ca";
+    assert_eq!(log.matches(words).count(), 5, "{log}");
+}
+
 fn clients_certificate(test: &Test) {
     let authority = Authority::make(&test.path("clients"), "client CA");
     let now = u64::try_from(Clock::default().now()).unwrap();
@@ -745,24 +811,8 @@ fn clients_certificate(test: &Test) {
         .option("--client-ca", &authority.file)
         .option("--ticket-keys", test.path("keys"));
     let listener = Listener::start(&program, &clock);
-    let config = |is_resuming: bool| {
-        let mut config = identity.shown_by(TlsOffer::new(pki()).config());
-        if is_resuming {
-            config.resumption = rustls::client::Resumption::in_memory_sessions(16);
-        }
-        std::sync::Arc::new(config)
-    };
-    let visit = |config: &std::sync::Arc<rustls::ClientConfig>| {
-        let mut client = listener.connect();
-        client.greeting();
-        is_served(&mut client, "tls STARTTLS");
-        client.handshake_by(config).ok()?;
-        // In TLS 1.3 a client learns of its refusal afterwards.
-        client.try_command("a LOGIN u sekret").ok()?;
-        let kind = client.tls().handshake_kind();
-        client.log_out();
-        Some(kind == Some(HandshakeKind::Resumed))
-    };
+    let config = |is_resuming| showing(&identity, is_resuming);
+    let visit = |config: &Arc<rustls::ClientConfig>| visit(&listener, config);
     let resuming = config(true);
     assert_eq!(visit(&resuming), Some(false));
     assert_eq!(visit(&resuming), Some(true));

@@ -53,9 +53,16 @@ pub struct Identity {
 impl Authority {
     /// A root in a directory of its own.
     pub fn make(dir: &Path, name: &str) -> Self {
+        Self::make_with(dir, name, |_| {})
+    }
+
+    /// The same, after `change` had its way with it.
+    pub fn make_with(dir: &Path, name: &str, change: impl FnOnce(&mut CertificateParams)) -> Self {
         make_dir(dir, 0o755);
         let key = KeyPair::generate().unwrap();
-        let certificate = authority_params(name).self_signed(&key).unwrap();
+        let mut params = authority_params(name);
+        change(&mut params);
+        let certificate = params.self_signed(&key).unwrap();
         Self::new(dir, name, certificate, key, Vec::new())
     }
 
