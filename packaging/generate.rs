@@ -310,7 +310,7 @@ fn certificates() -> Roff {
              NAME/fullchain.pem and NAME/privkey.pem; then for *.DOMAIN in the place of NAME; then for DOMAIN, if that certificate \
              is for NAME too. A client that asks for another name, or for none, is shown a --cert; with --strict-sni, or \
              without any --cert, it gets the alert unrecognized_name.",
-            "--ticket-keys names a directory, in which keys are made that seal tickets for 12 hours and open them for 24; or a file \
+            "--ticket-keys names a directory, in which keys are made that seal tickets for up to 12 hours and open them for 24; or a file \
              with a key of 64 hexadecimal digits in each line, of which the first seals and all open, and which nobody changes \
              but you. A session can be resumed for 12 hours, with the same policy, name and demand of client certificates.",
             "With --client-ca clients are asked for a certificate; --client-cert request lets those in who have none. With \

@@ -188,7 +188,7 @@ pub(crate) fn start_keeper(
     trust: Option<&Trust>,
     plan: Plan,
 ) -> Result<KeeperClient, Error> {
-    with_keeper_files(options, trust, |files| {
+    with_keeper_files(options, trust, AT_ONCE, |files| {
         let opener = start_opener(options, plan.bounding_set, Lookups::Few)?;
         KeeperClient::start(files, opener, plan)
     })
@@ -203,7 +203,8 @@ pub(crate) fn start_shared_keeper(
     trust: Option<&Trust>,
     plan: Plan,
 ) -> Result<(SharedKeeper, Offer), Error> {
-    with_keeper_files(options, trust, |files| {
+    let renewal = options.listening.renewal.as_secs();
+    with_keeper_files(options, trust, renewal, |files| {
         let opener = start_opener(options, plan.bounding_set, Lookups::Unbounded)?;
         SharedKeeper::start(files, opener, plan)
     })
@@ -220,9 +221,13 @@ fn start_opener(
         .transpose()
 }
 
+/// A connection's tickets are sealed as soon as there are keys.
+const AT_ONCE: u64 = 0;
+
 fn with_keeper_files<T>(
     options: &Options,
     trust: Option<&Trust>,
+    sealing: u64,
     start: impl FnOnce(&KeeperFiles<'_>) -> T,
 ) -> T {
     let policy = match options.policy {
@@ -236,6 +241,7 @@ fn with_keeper_files<T>(
         binding: &binding,
         certificates: &options.certificates,
         ocsp: &options.ocsp,
+        sealing,
         ticket_keys: options.ticket_keys.as_deref(),
     })
 }

@@ -61,6 +61,8 @@ pub(crate) struct KeeperFiles<'a> {
     pub(crate) binding: &'a [u8],
     pub(crate) certificates: &'a [CertificateFiles],
     pub(crate) ocsp: &'a [PathBuf],
+    /// For how many seconds ticket keys are to seal: until the files are read again.
+    pub(crate) sealing: u64,
     pub(crate) ticket_keys: Option<&'a Path>,
 }
 

@@ -101,7 +101,7 @@ impl Bytes {
             ocsp: ocsp.collect::<Result<_, _>>()?,
             tickets: files
                 .ticket_keys
-                .map(|path| tickets::load(path, now()))
+                .map(|path| tickets::load(path, now(), files.sealing))
                 .unwrap_or_default(),
         })
     }

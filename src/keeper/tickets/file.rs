@@ -20,7 +20,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::{UnlinkatFlags, geteuid, mkdir, unlinkat};
 
 use super::format::SET_LIMIT;
-use super::{TicketKeys, is_yet_to_come};
+use super::{SURE_SECONDS, TicketKeys, is_yet_to_come};
 use crate::error::reason;
 use crate::files::check_mode;
 
@@ -51,12 +51,21 @@ pub(in crate::keeper) struct Loaded {
     pub(in crate::keeper) warnings: Vec<String>,
 }
 
-/// Reads the keys at `path`; in a directory they are made and rotated too. `now` is in seconds since the epoch.
+/// When keys are read, and until when there is to be one that seals: their reader may go on for hours. In seconds since the epoch.
+#[derive(Clone, Copy)]
+struct Times {
+    now: u64,
+    last: u64,
+}
+
+/// Reads the keys at `path`; in a directory they are made and rotated too. `now` is in seconds since the epoch, and `sealing` how many
+/// seconds they are to seal, of which [`SURE_SECONDS`] count.
 ///
 /// Takes no longer than [`PATIENCE`] and a few system calls, whatever other processes do.
-pub(in crate::keeper) fn load(path: &Path, now: u64) -> Loaded {
+pub(in crate::keeper) fn load(path: &Path, now: u64, sealing: u64) -> Loaded {
+    let last = now.saturating_add(sealing.min(SURE_SECONDS));
     let (keys, faults) = match Named::open(path) {
-        Ok(Named::Directory(directory)) => load_rotating(directory, now),
+        Ok(Named::Directory(directory)) => load_rotating(directory, Times { now, last }),
         Ok(Named::File(file)) => match load_fixed(file) {
             Ok(keys) => (Some(keys), vec![]),
             Err(why) => (None, vec![why]),
@@ -169,23 +178,23 @@ fn load_fixed(file: File) -> Result<TicketKeys, String> {
 
 /// What is in a directory of ours.
 enum State {
-    /// A set with a key that seals.
+    /// A set with a key that seals for as long as is wanted.
     Fresh(TicketKeys),
     /// To be replaced. There may be keys in it that still open, and something that should be told.
     Stale(Option<TicketKeys>, Option<String>),
 }
 
 /// The keys in our directory, made or replaced if it is time; and what went wrong.
-fn load_rotating(mut directory: OwnedFd, now: u64) -> (Option<TicketKeys>, Vec<String>) {
+fn load_rotating(mut directory: OwnedFd, times: Times) -> (Option<TicketKeys>, Vec<String>) {
     let mut deadline = None;
     loop {
-        let old = match look(&directory, now) {
+        let old = match look(&directory, times) {
             Ok(State::Fresh(keys)) => return (Some(keys), vec![]),
             Ok(State::Stale(old, _)) => old,
             Err(why) => return (None, vec![why]),
         };
         match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
-            Ok(locked) => return replace_stale(&*locked, now),
+            Ok(locked) => return replace_stale(&*locked, times),
             Err((unlocked, Errno::EWOULDBLOCK | Errno::EINTR)) => directory = unlocked,
             Err((_, error)) => {
                 return (old, vec![format!("cannot lock it: {}", error.desc())]);
@@ -200,14 +209,14 @@ fn load_rotating(mut directory: OwnedFd, now: u64) -> (Option<TicketKeys>, Vec<S
 }
 
 /// Looks again, now that nobody else writes, and replaces what still needs it.
-fn replace_stale(directory: impl AsFd, now: u64) -> (Option<TicketKeys>, Vec<String>) {
-    let (old, fault) = match look(&directory, now) {
+fn replace_stale(directory: impl AsFd, times: Times) -> (Option<TicketKeys>, Vec<String>) {
+    let (old, fault) = match look(&directory, times) {
         Ok(State::Fresh(keys)) => return (Some(keys), vec![]),
         Ok(State::Stale(old, fault)) => (old, fault),
         Err(why) => return (None, vec![why]),
     };
     let mut warnings: Vec<_> = fault.into_iter().collect();
-    let Some(renewed) = TicketKeys::renewed(old.as_ref(), now) else {
+    let Some(renewed) = TicketKeys::renewed(old.as_ref(), times.now, times.last) else {
         warnings.push("cannot make a key: the system has no random numbers".to_owned());
         return (old, warnings);
     };
@@ -225,7 +234,7 @@ fn replace_stale(directory: impl AsFd, now: u64) -> (Option<TicketKeys>, Vec<Str
 ///
 /// # Errors
 /// The reason why that cannot be told, in which case nothing must be replaced: the set may be a good one.
-fn look(directory: impl AsFd, now: u64) -> Result<State, String> {
+fn look(directory: impl AsFd, times: Times) -> Result<State, String> {
     let damaged = |why: &str| {
         let why = format!("'{KEYS}' in it is not used but made new: {why}");
         Ok(State::Stale(None, Some(why)))
@@ -248,11 +257,12 @@ fn look(directory: impl AsFd, now: u64) -> Result<State, String> {
         return damaged("it is damaged");
     };
     let count = keys.keys.len();
-    keys.keys.retain(|key| !is_yet_to_come(key.created, now));
+    keys.keys
+        .retain(|key| !is_yet_to_come(key.created, times.now));
     let fault = (keys.keys.len() < count).then(|| {
         format!("'{KEYS}' in it has a key from the future, which is replaced: was this machine's clock set back?")
     });
-    if fault.is_none() && keys.sealing_key(now).is_some() {
+    if fault.is_none() && keys.sealing_key(times.last).is_some() {
         Ok(State::Fresh(keys))
     } else {
         let old = (!keys.keys.is_empty()).then_some(keys);

@@ -134,7 +134,7 @@ mod tests {
 
     #[test]
     fn a_damaged_or_cut_set_is_none() {
-        let bytes = TicketKeys::renewed(None, 1).unwrap().encode();
+        let bytes = TicketKeys::renewed(None, 1, 1).unwrap().encode();
         for length in 0..bytes.len() {
             assert!(TicketKeys::decode(&bytes[..length]).is_none());
             let mut damaged = bytes.clone();
@@ -147,7 +147,7 @@ mod tests {
 
     #[test]
     fn a_set_whose_checksum_is_right_may_still_be_none() {
-        let good = TicketKeys::renewed(None, 1).unwrap().encode();
+        let good = TicketKeys::renewed(None, 1, 1).unwrap().encode();
         assert_eq!(resealed(good.clone()), good);
         let count = MAGIC.len();
         for (at, octet) in [(0, b'I'), (count - 2, b'2'), (count, 0), (count, 2)] {
@@ -168,7 +168,7 @@ mod tests {
 
     #[test]
     fn an_all_zero_key_is_refused_in_both_forms() {
-        let mut bytes = TicketKeys::renewed(None, 1).unwrap().encode();
+        let mut bytes = TicketKeys::renewed(None, 1, 1).unwrap().encode();
         bytes[MAGIC.len() + 9..][..SECRET_LENGTH].fill(0);
         assert!(TicketKeys::decode(&resealed(bytes)).is_none());
         for zeros in ["0".repeat(64), "f".repeat(64)] {

@@ -27,6 +27,11 @@ pub const KEYS_LIMIT: usize = 16;
 const SEALING_SECONDS: u64 = 12 * 3600;
 /// How long one of our keys opens tickets.
 const OPENING_SECONDS: u64 = 24 * 3600;
+/// The longest time for which a new reader of our keys can be sure to have one that seals. A reader that wants more, as a listener does
+/// whose `--renewal` is longer, may have none for the rest of it, and then there are full handshakes. This is less than
+/// [`SEALING_SECONDS`], so that not each reader makes a key, and those that still open fit a set.
+const SURE_SECONDS: u64 = SEALING_SECONDS - 2 * 3600;
+const _: () = assert!(OPENING_SECONDS / (SEALING_SECONDS - SURE_SECONDS) < KEYS_LIMIT as u64);
 /// How far two clocks may differ, or one be set back, before a time counts as one that has not come yet.
 const CLOCK_TOLERANCE_SECONDS: u64 = 300;
 const SECRET_LENGTH: usize = 32;
@@ -111,14 +116,14 @@ impl TicketKeys {
         self.keys.iter().filter(is_open).find(|key| key.id == *id)
     }
 
-    /// The keys of `old` that still open tickets, newest first, with a new one in front if none of them seals.
-    fn renewed(old: Option<&Self>, now: u64) -> Option<Self> {
+    /// The keys of `old` that still open tickets, newest first, with a new one in front if none of them seals until `last`.
+    fn renewed(old: Option<&Self>, now: u64, last: u64) -> Option<Self> {
         let mut keys = old.map(|old| old.keys.clone()).unwrap_or_default();
         keys.retain(|key| key.is_younger_than(OPENING_SECONDS, now));
         keys.sort_by_key(|key| std::cmp::Reverse(key.created));
         if !keys
             .iter()
-            .any(|key| key.is_younger_than(SEALING_SECONDS, now))
+            .any(|key| key.is_younger_than(SEALING_SECONDS, last))
         {
             keys.insert(0, Key::generate(now)?);
         }

@@ -93,7 +93,7 @@ mod tests {
     const LIFETIME: u64 = LIFETIME_SECONDS as u64;
 
     fn fresh() -> TicketKeys {
-        TicketKeys::renewed(None, NOW).unwrap()
+        TicketKeys::renewed(None, NOW, NOW).unwrap()
     }
 
     fn fixed(secrets: &[u8]) -> TicketKeys {
@@ -222,13 +222,13 @@ mod tests {
         let keys = fresh();
         let later = NOW + SEALING_SECONDS;
         let ticket = keys.seal(b"", b"session", later - 1).unwrap();
-        let rotated = TicketKeys::renewed(Some(&keys), later).unwrap();
+        let rotated = TicketKeys::renewed(Some(&keys), later, later).unwrap();
         assert_eq!(rotated.keys.len(), 2);
         assert!(rotated.open(b"", &ticket, later).is_some());
         let newer = rotated.seal(b"", b"session", later).unwrap();
         assert_ne!(newer[1..=ID_LENGTH], ticket[1..=ID_LENGTH]);
         let much_later = later + SEALING_SECONDS;
-        let rotated = TicketKeys::renewed(Some(&rotated), much_later).unwrap();
+        let rotated = TicketKeys::renewed(Some(&rotated), much_later, much_later).unwrap();
         assert_eq!(rotated.keys.len(), 2, "the first key is a day old");
         assert!(rotated.open(b"", &newer, much_later).is_some());
         assert!(
@@ -245,7 +245,7 @@ mod tests {
         keys.keys = (0..20)
             .map(|age| Key::generate(NOW - SEALING_SECONDS - age).unwrap())
             .collect();
-        let renewed = TicketKeys::renewed(Some(&keys), NOW).unwrap();
+        let renewed = TicketKeys::renewed(Some(&keys), NOW, NOW).unwrap();
         assert_eq!(renewed.keys.len(), KEYS_LIMIT);
         assert!(renewed.sealing_key(NOW).is_some());
         assert!(TicketKeys::decode(&renewed.encode()).is_some());

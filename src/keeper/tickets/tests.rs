@@ -16,8 +16,8 @@ use nix::sys::stat::Mode;
 use nix::unistd::{geteuid, mkdtemp, mkfifo};
 
 use super::{
-    CLOCK_TOLERANCE_SECONDS, LIFETIME_SECONDS, Loaded, OPENING_SECONDS, SEALING_SECONDS,
-    TicketKeys, load,
+    CLOCK_TOLERANCE_SECONDS, KEYS_LIMIT, LIFETIME_SECONDS, Loaded, OPENING_SECONDS,
+    SEALING_SECONDS, SURE_SECONDS, TicketKeys,
 };
 
 const NOW: u64 = 1_800_000_000;
@@ -43,11 +43,21 @@ impl Drop for Scratch {
     }
 }
 
-/// Loads where nothing may be wrong.
-fn keys(path: &Path, now: u64) -> TicketKeys {
-    let Loaded { keys, warnings } = load(path, now);
+/// Loads for one connection.
+fn load(path: &Path, now: u64) -> Loaded {
+    super::load(path, now, 0)
+}
+
+/// Loads for a listener, where nothing may be wrong.
+fn keys_for(path: &Path, now: u64, sealing: u64) -> TicketKeys {
+    let Loaded { keys, warnings } = super::load(path, now, sealing);
     assert_eq!(warnings, [""; 0]);
     keys.unwrap()
+}
+
+/// Loads where nothing may be wrong.
+fn keys(path: &Path, now: u64) -> TicketKeys {
+    keys_for(path, now, 0)
 }
 
 /// Loads where one thing is to be told.
@@ -141,6 +151,52 @@ fn keys_are_replaced_only_when_it_is_time() {
     let secret = &first.keys[0].secret;
     assert!(bytes.windows(secret.len()).any(|window| window == secret));
     assert!(!file.windows(secret.len()).any(|window| window == secret));
+}
+
+#[test]
+fn a_listener_has_a_key_that_seals_until_it_reads_again() {
+    let scratch = Scratch::new();
+    let place = scratch.place();
+    let seals = |keys: &TicketKeys, now| keys.seal(b"context", b"session", now).is_some();
+    for renewal in [1, 3600, SURE_SECONDS] {
+        for age in (0..=SEALING_SECONDS).step_by(1799) {
+            let now = NOW - age;
+            let first = ticket(&keys(&place, now), now);
+            let listener = keys_for(&place, NOW, renewal);
+            assert!(seals(&listener, NOW), "{age} {renewal}");
+            assert!(seals(&listener, NOW + renewal), "{age} {renewal}");
+            // What was sealed before is as good as before, and so is what is sealed at the end.
+            assert!(opens(&listener, &first, NOW), "{age} {renewal}");
+            let last = NOW + renewal;
+            let end = last + u64::from(LIFETIME_SECONDS);
+            assert!(opens(&listener, &ticket(&listener, last), end));
+            fs::remove_dir_all(&place).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_listener_that_seldom_reads_its_keys_makes_no_key_each_time() {
+    let scratch = Scratch::new();
+    let place = scratch.place();
+    drop(keys(&place, NOW));
+    let set = fs::read(place.join("keys")).unwrap();
+    let soon = NOW + SEALING_SECONDS - SURE_SECONDS - 1;
+    let kept = keys_for(&place, soon, 86_400);
+    assert_eq!(fs::read(place.join("keys")).unwrap(), set);
+    let sealed = |now| kept.seal(b"context", b"session", now).is_some();
+    assert!(sealed(soon + SURE_SECONDS) && !sealed(soon + SURE_SECONDS + 1));
+    // Not even one that reads them all the time loses a key that still opens.
+    let mut now = soon + 1;
+    let mut tickets: Vec<(u64, Vec<u8>)> = Vec::new();
+    while now < NOW + 3 * OPENING_SECONDS {
+        let keys = keys_for(&place, now, 86_400);
+        assert!(keys.keys.len() < KEYS_LIMIT);
+        tickets.retain(|(sealed, _)| now - sealed <= u64::from(LIFETIME_SECONDS));
+        assert!(tickets.iter().all(|(_, ticket)| opens(&keys, ticket, now)));
+        tickets.push((now, ticket(&keys, now)));
+        now += 600;
+    }
 }
 
 #[test]
