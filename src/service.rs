@@ -176,11 +176,15 @@ impl Service for Serving {
         };
         let mut keeper = Some(self.common.keeper.admit()?);
         // What is taken in the child is still here, and in its hands there.
-        let process = sys::fork_into(|| match (client.take(), keeper.take()) {
-            (Some(client), Some(keeper)) => {
-                self.common.serve(client, keeper, applicant.take(), log)
+        let process = sys::fork_into(|| {
+            // A backend that signals its process group ends its own session, and no one else's.
+            sys::leave_process_group();
+            match (client.take(), keeper.take()) {
+                (Some(client), Some(keeper)) => {
+                    self.common.serve(client, keeper, applicant.take(), log)
+                }
+                _ => EXIT_TEMPORARY,
             }
-            _ => EXIT_TEMPORARY,
         });
         let process = process.map_err(|error| {
             Error::system("cannot start a process for a client", reason(&error))

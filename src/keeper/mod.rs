@@ -198,12 +198,16 @@ impl SharedKeeper {
         plan: Plan,
     ) -> Result<(Self, Offer), Error> {
         let (ours, theirs) = socket_pair(SockType::SeqPacket, ANSWER_SECONDS)?;
-        let process = start_process(|| match Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC) {
-            Ok(epoll) => {
-                let audience = Audience::Many(epoll);
-                process::run(&theirs, files, opener.as_ref(), plan, &audience)
+        let process = start_process(|| {
+            // It serves sessions to their end, also when the listener is told to end with all of its group, as by a terminal's Ctrl-C.
+            sys::leave_process_group();
+            match Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC) {
+                Ok(epoll) => {
+                    let audience = Audience::Many(epoll);
+                    process::run(&theirs, files, opener.as_ref(), plan, &audience)
+                }
+                Err(_) => EXIT_TEMPORARY,
             }
-            Err(_) => EXIT_TEMPORARY,
         })?;
         // Else it would not be seen to end.
         drop(theirs);

@@ -78,7 +78,14 @@ impl Opener {
     ) -> Result<Self, Error> {
         let directory = open_directory(path)?;
         let (ours, theirs) = socket_pair(SockType::SeqPacket, ANSWER_SECONDS)?;
-        sys::fork_into(|| run(&theirs, &directory, path, bounding_set, lookups))
+        let opener = || {
+            // The listener's, like its keeper.
+            if matches!(lookups, Lookups::Unbounded) {
+                sys::leave_process_group();
+            }
+            run(&theirs, &directory, path, bounding_set, lookups)
+        };
+        sys::fork_into(opener)
             .map_err(|error| Error::system("cannot start the opener", reason(&error)))?;
         Ok(Self {
             is_lost: Cell::new(false),

@@ -100,6 +100,15 @@ pub(crate) fn fork_into(child: impl FnOnce() -> u8) -> io::Result<Pid> {
     }
 }
 
+/// Makes a process that was just forked the first of a process group of its own (setpgid(2)): what its parent's group is sent, it is
+/// not, and the other way round. In the same session, so that each is still seen to be the other's, and costs the scheduler no more.
+///
+/// It fails for no new process, but where something forbids the call; what happens then is what has always happened.
+pub(crate) fn leave_process_group() {
+    let own = Pid::from_raw(0);
+    let _ = nix::unistd::setpgid(own, own);
+}
+
 /// Takes ownership of a descriptor that the superserver handed over by number.
 ///
 /// # Errors

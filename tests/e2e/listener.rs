@@ -142,6 +142,11 @@ pub fn tests() -> Vec<Trial> {
             backend_killed,
         ),
         test(
+            "listener: a backend that signals its process group ends its own session alone",
+            &[],
+            signalled_group,
+        ),
+        test(
             "listener: when the listener is killed sessions go on, and nothing is left after them",
             root,
             listener_killed,
@@ -1094,6 +1099,34 @@ fn backend_killed(test: &Test) {
     server.wait_log(" backend=SIGKILL ");
     log_in(&server).log_out();
     no_zombies(&server);
+}
+
+fn signalled_group(test: &Test) {
+    let names = test.path("names");
+    make_dir(&names, 0o755);
+    let program = Program::new(test).option("--cert-dir", &names);
+    let server = start(test, &program);
+    let keeper = server.keeper().unwrap();
+    let mut neighbour = log_in(&server);
+    let mut early = server.connect();
+    early.greeting();
+    for signal in [libc::SIGTERM, libc::SIGKILL] {
+        let mut client = log_in(&server);
+        client.send(format!("a XGROUP {signal}\r\n"));
+        client.expect_end();
+        assert!(neighbour.command("b NOOP").is_ok());
+    }
+    assert_eq!(server.keeper(), Some(keeper));
+    early.starttls(pki());
+    early.login();
+    early.log_out();
+    neighbour.log_out();
+    log_in(&server).log_out();
+    eventually("the keeper and the opener are left", || {
+        (server.process().descendants().len() == 2).then_some(())
+    });
+    let log = server.log();
+    assert!(!log.contains("ending: "), "{log}");
 }
 
 fn no_zombies(server: &Server) {

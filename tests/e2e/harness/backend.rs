@@ -11,6 +11,7 @@
 //! | `XSOURCE n` | answers OK, then sends n bytes of `Pattern::new(2)` |
 //! | `XECHO` | OK, then sends back every byte until end of file, then exits with 0 |
 //! | `XEXIT n`, `XSIGNAL n` | ends at once, without an answer, by exit status or by signal |
+//! | `XGROUP n` | sends its process group the signal, itself too |
 //! | `XLAST n` | sends n bytes of `Pattern::new(2)` and exits with 0 at once |
 //! | `XSHUT` | OK, then shutdown of its sending direction; goes on reading |
 //! | `XCLOSE` | OK, then closes descriptors 0 and 1 and lives on until released |
@@ -560,6 +561,10 @@ impl Player {
                 }
                 "XEXIT" => return Ok(u8::try_from(number(0)).unwrap()),
                 "XSIGNAL" => sys::die_by(i32::try_from(number(0)).unwrap()),
+                "XGROUP" => {
+                    // The group of whoever calls.
+                    let _ = sys::kill(0, i32::try_from(number(0)).unwrap());
+                }
                 "XSHUT" => {
                     self.send(ok)?;
                     sys::shutdown_write(1);
