@@ -1,9 +1,11 @@
 //! The keeper's own story: read the files, enter the sandbox, only then parse them, answer until end of file.
 
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::sync::Arc;
 
 use nix::sys::epoll::Epoll;
 use nix::sys::socket::{MsgFlags, recv, send};
+use rustls::sign::SigningKey;
 
 use super::message::{Holdings, INTRODUCTION_LIMIT, Introduction, REQUEST_LIMIT, Reply, Request};
 use super::opener::Opener;
@@ -124,10 +126,10 @@ pub(super) struct Keeper<'a> {
     tickets: Option<TicketKeys>,
 }
 
-/// What one network process may still ask for, and the certificate that it asked for by name. Nothing of one is ever seen by
-/// another.
+/// What one network process may still ask for, and the key of the certificate that it asked for by name, until it has signed: clients
+/// that begin a handshake and fall silent shall not fill a shared keeper's memory. Nothing of one is ever seen by another.
 pub(super) struct Asker {
-    named: Option<Held>,
+    named: Option<Arc<dyn SigningKey>>,
     permits: Permits,
 }
 
@@ -226,9 +228,8 @@ impl<'a> Keeper<'a> {
                 permit(&mut permits.certificates)?;
                 match self.find(&name) {
                     Ok(Some(held)) => {
-                        let reply = Reply::Certificate(held.holding.clone()).encode();
-                        asker.named = Some(held);
-                        return Ok(reply);
+                        asker.named = Some(held.key);
+                        Reply::Certificate(held.holding).encode()
                     }
                     Ok(None) => Reply::Nothing.encode(),
                     Err(why) => Reply::Fault(why).encode(),
@@ -292,10 +293,12 @@ impl<'a> Keeper<'a> {
     }
 
     /// The certificate that was asked for by name has the place behind those of the introduction.
-    fn sign(&self, asker: &Asker, request: &SignRequest<'_>) -> Option<Vec<u8>> {
-        let mut all = self.held.iter().chain(&asker.named);
-        let held = all.nth(usize::from(request.certificate))?;
-        held.key
+    ///
+    /// Its key is let go of at once: there is no second signature, not after a HelloRetryRequest either, which comes before the first.
+    fn sign(&self, asker: &mut Asker, request: &SignRequest<'_>) -> Option<Vec<u8>> {
+        let named = asker.named.take();
+        let mut all = self.held.iter().map(|held| &held.key).chain(&named);
+        all.nth(usize::from(request.certificate))?
             .choose_scheme(&[request.scheme])?
             .sign(request.message)
             .ok()

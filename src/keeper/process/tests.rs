@@ -22,19 +22,7 @@ impl Running {
     /// With one P-256 certificate.
     fn start(ticket_keys: Option<TicketKeys>) -> Self {
         let made = rcgen::generate_simple_self_signed(["mail.example".to_owned()]).unwrap();
-        let text = made.cert.pem() + &made.key_pair.serialize_pem();
-        let certificate =
-            Unparsed::of_one_file("both.pem".to_owned(), "--cert", text.into_bytes(), Ok(()));
-        let tickets = tickets::Loaded {
-            keys: ticket_keys,
-            warnings: Vec::new(),
-        };
-        let bytes = Bytes {
-            binding: b"binding".to_vec(),
-            certificates: vec![certificate],
-            ocsp: Vec::new(),
-            tickets,
-        };
+        let bytes = bytes(&made, ticket_keys);
         let (socket, theirs) = socket_pair(SockType::SeqPacket, 10).unwrap();
         let thread = std::thread::spawn(move || {
             let (_, keeper) = Keeper::parse(bytes, None, Sandboxed::pretended()).unwrap();
@@ -72,6 +60,23 @@ impl Running {
         assert_eq!(self.ask(request), Some(Reply::Refused.encode()), "{why}");
         assert_eq!(self.ask(&good_sign()), None, "{why}");
         assert_eq!(self.end(), EXIT_TEMPORARY, "{why}");
+    }
+}
+
+/// What a keeper with this certificate reads.
+fn bytes(made: &rcgen::CertifiedKey, ticket_keys: Option<TicketKeys>) -> Bytes {
+    let text = made.cert.pem() + &made.key_pair.serialize_pem();
+    let certificate =
+        Unparsed::of_one_file("both.pem".to_owned(), "--cert", text.into_bytes(), Ok(()));
+    let tickets = tickets::Loaded {
+        keys: ticket_keys,
+        warnings: Vec::new(),
+    };
+    Bytes {
+        binding: b"binding".to_vec(),
+        certificates: vec![certificate],
+        ocsp: Vec::new(),
+        tickets,
     }
 }
 
@@ -209,6 +214,26 @@ fn one_signature_is_all_that_there_is() {
     let signed = keeper.sign(SCHEME, &tls13_input());
     assert!(matches!(Reply::decode(&signed), Some(Reply::Signed(_))));
     keeper.refuses(&good_sign(), "a second signature");
+}
+
+#[test]
+fn a_certificate_found_by_name_signs_once_and_is_let_go_of() {
+    let made = rcgen::generate_simple_self_signed(["mail.example".to_owned()]).unwrap();
+    let bytes = bytes(&made, None);
+    let Held { key, .. } = store::parse(&bytes.certificates[0], &Sandboxed::pretended()).unwrap();
+    let held = Arc::downgrade(&key);
+    let (_, keeper) = Keeper::parse(bytes, None, Sandboxed::pretended()).unwrap();
+    let mut asker = Asker::new();
+    asker.named = Some(key);
+    let message = tls13_input();
+    let reply = keeper.reply(&mut asker, &sign(1, SCHEME, &message));
+    let Some(Reply::Signed(signature)) = reply.as_deref().ok().and_then(Reply::decode) else {
+        panic!("no signature");
+    };
+    UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, made.key_pair.public_key_raw())
+        .verify(&message, signature)
+        .unwrap();
+    assert!(held.upgrade().is_none());
 }
 
 #[test]
