@@ -82,7 +82,8 @@ impl Common {
         })
     }
 
-    /// The life of a connection's process; returns its exit status.
+    /// The life of a connection's process; returns its exit status: [`EXIT_TEMPORARY`] where the system was short of something, and else
+    /// 0, as nobody is there who would want a backend's.
     fn serve(
         &self,
         client: OwnedFd,
@@ -114,7 +115,9 @@ impl Common {
             };
             attend(served, || self.tls.session().map_err(tls_fault))
         });
-        conclude(result, &self.options, &log, &mut connection)
+        let is_short = matches!(result, Err(Error::System(_)));
+        conclude(result, &self.options, &log, &mut connection);
+        if is_short { EXIT_TEMPORARY } else { 0 }
     }
 }
 

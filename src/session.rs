@@ -22,12 +22,23 @@ use crate::trust::Trust;
 const UNAVAILABLE: &[u8] =
     b"* BYE [UNAVAILABLE] the server is not set up correctly, try again later\r\n";
 
+/// The same where the system refused what it may give the next time.
+const SHORT: &[u8] = b"* BYE [UNAVAILABLE] a temporary fault of the server, try again later\r\n";
+
 /// What such a client is told in clear.
 pub(crate) fn goodbye(policy: Policy) -> &'static [u8] {
     if policy == Policy::Implicit {
         b""
     } else {
         UNAVAILABLE
+    }
+}
+
+/// The same where the fault is known.
+fn goodbye_for(error: &Error, policy: Policy) -> &'static [u8] {
+    match (error, policy) {
+        (Error::System(_), Policy::Optional | Policy::Required) => SHORT,
+        _ => goodbye(policy),
     }
 }
 
@@ -95,7 +106,7 @@ pub(crate) fn conclude(
         }
         Err(error) => {
             log.error(&error);
-            connection.part(goodbye(options.policy));
+            connection.part(goodbye_for(&error, options.policy));
             error.exit_status()
         }
     }

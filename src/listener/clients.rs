@@ -130,6 +130,14 @@ impl<S: Service> Listener<'_, S> {
         self.paused_until = Some(Instant::now() + PAUSE);
     }
 
+    /// The same where a connection's process found the system short of something, which it has logged.
+    ///
+    /// Security: a pause that there is already is not made longer, so that those that say so, whatever made them, keep nobody out.
+    pub(super) fn pause_briefly(&mut self) {
+        self.paused_until
+            .get_or_insert_with(|| Instant::now() + PAUSE);
+    }
+
     fn refuse(&mut self, source: Option<Source>, text: &[u8], why: &str) {
         if let Some(client) = self.next_client.take() {
             // Nothing was read, so nothing is known of it; it may be gone.

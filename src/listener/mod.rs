@@ -23,7 +23,7 @@ pub(crate) use sockets::{Sockets, can_be_bound};
 
 use crate::admission::Application;
 use crate::cli::Listening;
-use crate::error::Error;
+use crate::error::{EXIT_TEMPORARY, Error};
 use crate::log::Log;
 use crate::sys;
 use notify::Notifier;
@@ -59,7 +59,8 @@ pub(crate) trait Service {
     /// As above.
     fn renew(&mut self, log: &Log) -> Result<(), Error>;
 
-    /// Serves a client in a process of its own, which takes it; here it stays where it is.
+    /// Serves a client in a process of its own, which takes it; here it stays where it is. The process ends with [`EXIT_TEMPORARY`] if
+    /// the system is short of something.
     ///
     /// # Errors
     /// `System` if there is no process or descriptor to be had, or no keeper.
@@ -325,9 +326,9 @@ impl<S: Service> Listener<'_, S> {
     /// Takes note of a child's end, or of any child's; returns whether there was one.
     fn reap(&mut self, child: Option<Pid>) -> bool {
         let waited = sys::uninterrupted(|| waitpid(child, Some(WaitPidFlag::WNOHANG)));
-        let (process, signal) = match waited {
-            Ok(WaitStatus::Exited(process, _)) => (process, None),
-            Ok(WaitStatus::Signaled(process, signal, _)) => (process, Some(signal)),
+        let (process, status, signal) = match waited {
+            Ok(WaitStatus::Exited(process, status)) => (process, status, None),
+            Ok(WaitStatus::Signaled(process, signal, _)) => (process, 0, Some(signal)),
             Ok(_) | Err(_) => return false,
         };
         let how = signal.map_or("ended", Signal::as_str);
@@ -336,6 +337,9 @@ impl<S: Service> Listener<'_, S> {
             if signal.is_some() && !matches!(self.stage, Stage::Killed(_)) {
                 self.log
                     .error(format_args!("process {process} of a connection: {how}"));
+            }
+            if status == i32::from(EXIT_TEMPORARY) {
+                self.pause_briefly();
             }
         } else if process == self.service.keeper() && self.stage == Stage::Serving {
             self.log

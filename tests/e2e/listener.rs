@@ -663,7 +663,7 @@ fn per_source(test: &Test) {
         eventually("the attack is under way", || {
             (attempts.load(Ordering::Relaxed) > 50).then_some(())
         });
-        for _ in 0..20 {
+        for _ in 0..10 {
             let mut client = server.connect_from(source(3));
             client.log_in_by_starttls(pki());
             client.log_out();
@@ -1201,7 +1201,27 @@ fn exhausted_processes(test: &Test) {
             .args(["--clear-groups", "prlimit"]);
         tool.args([limit, pid]).run().success();
     };
-    // The listener and its keeper are there.
+    // The listener and its keeper are there. First there is one more process for a client, and none for its backend.
+    limit(3);
+    let began = Instant::now();
+    for _ in 0..20 {
+        let (said, _) = server.connect().read_to_end();
+        assert_eq!(
+            String::from_utf8_lossy(&said),
+            "* BYE [UNAVAILABLE] a temporary fault of the server, try again later\r\n"
+        );
+        // Else the next client's process would be one too many, and the pause another one.
+        wait_until_empty(&server);
+    }
+    // A tenth of a second between each and the next.
+    let spent = began.elapsed();
+    assert!(spent >= Duration::from_millis(900), "{spent:?}");
+    let log = server.log();
+    assert!(
+        log.contains("cannot start the backend's launcher: Try again"),
+        "{log}"
+    );
+    assert!(!log.contains("more slowly"), "{log}");
     limit(2);
     let mut client = server.connect();
     let line = server.wait_log("accepting clients more slowly");
