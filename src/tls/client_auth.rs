@@ -5,7 +5,7 @@ use std::cmp::Reverse;
 use std::fmt;
 use std::path::Path;
 use std::slice;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use ring::digest::{Context, SHA256};
 use rustls::RootCertStore;
@@ -41,14 +41,17 @@ pub(crate) struct TrustFile<'a> {
 pub(crate) struct Verifier {
     end: i64,
     pub(super) inner: Arc<dyn ClientCertVerifier>,
+    /// Without revocation lists, for all that does not hang on certificates.
+    timeless: Arc<dyn ClientCertVerifier>,
 }
 
 /// Who examines client certificates, for as long as there is an authority.
 ///
 /// The library takes an authority for granted, whatever the time is, and the listener's may have been read long ago.
 pub(crate) struct Examiner {
-    first: Verifier,
+    current: Mutex<Option<Verifier>>,
     make: Box<dyn Fn(i64) -> Result<Verifier, Error> + Send + Sync>,
+    timeless: Arc<dyn ClientCertVerifier>,
 }
 
 impl Examiner {
@@ -60,24 +63,29 @@ impl Examiner {
         make: impl Fn(i64) -> Result<Verifier, Error> + Send + Sync + 'static,
         now: i64,
     ) -> Result<Self, Error> {
+        let first = make(now)?;
         Ok(Self {
-            first: make(now)?,
+            timeless: first.timeless.clone(),
+            current: Mutex::new(Some(first)),
             make: Box::new(make),
         })
     }
 
-    /// The verifier for what does not hang on the time.
+    /// The verifier for what does not hang on certificates.
     pub(super) fn timeless(&self) -> &Arc<dyn ClientCertVerifier> {
-        &self.first.inner
+        &self.timeless
     }
 
     /// The verifier of the authorities that are left; `None` if none is. Making another costs only those who have not renewed
     /// since one has expired.
     pub(super) fn at(&self, now: i64) -> Option<Arc<dyn ClientCertVerifier>> {
-        if now <= self.first.end {
-            return Some(self.first.inner.clone());
+        let mut current = self.current.lock().ok()?;
+        if current.as_ref().is_some_and(|verifier| verifier.end < now) {
+            // The old one is let go first: there may be no memory for the lists of two.
+            *current = None;
+            *current = (self.make)(now).ok();
         }
-        (self.make)(now).ok().map(|verifier| verifier.inner)
+        current.as_ref().map(|verifier| verifier.inner.clone())
     }
 }
 
@@ -137,7 +145,11 @@ pub(crate) fn verifier(
         let single = each.find_map(|list| build(slice::from_ref(list)).err());
         single.unwrap_or(error)
     })?;
-    Ok(Verifier { end, inner })
+    Ok(Verifier {
+        end,
+        inner,
+        timeless: build(&[])?,
+    })
 }
 
 /// What a session's acceptance hangs on: SHA-256 over the demand, the authorities and the lists. A session ticket carries it,
