@@ -850,7 +850,7 @@ fn leaves_early(test: &Test) {
                 client.greeting();
                 client.starttls(pki());
             }
-            "implicit" => drop(client.handshake(&TlsOffer::new(pki())).unwrap()),
+            "implicit" => client.handshake(&TlsOffer::new(pki())).unwrap(),
             _ => {}
         }
         let mut backend = accept_by_hand(&listener);
