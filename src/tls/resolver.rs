@@ -4,7 +4,7 @@ use std::sync::{Arc, OnceLock};
 
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
-use rustls::{AlertDescription, SignatureAlgorithm, SignatureScheme};
+use rustls::{AlertDescription, NamedGroup, SignatureAlgorithm, SignatureScheme};
 
 use super::hello::{self, HelloFacts, KeyKind};
 use super::{AsksKeeper, now};
@@ -28,6 +28,24 @@ impl Certified {
             SignatureAlgorithm::RSA => Some(KeyKind::Rsa),
             _ => None,
         }
+    }
+
+    /// The curve of an ECDSA key; it signs in the one scheme of its curve.
+    fn curve(&self) -> Option<NamedGroup> {
+        let curves = [
+            (
+                SignatureScheme::ECDSA_NISTP256_SHA256,
+                NamedGroup::secp256r1,
+            ),
+            (
+                SignatureScheme::ECDSA_NISTP384_SHA384,
+                NamedGroup::secp384r1,
+            ),
+        ];
+        let mut curves = curves.into_iter();
+        curves
+            .find(|(scheme, _)| self.key.key.choose_scheme(&[*scheme]).is_some())
+            .map(|(_, curve)| curve)
     }
 
     /// As it is shown now: under the listener a response may have been read long ago, and a client that is shown one out of date
@@ -105,8 +123,41 @@ impl ResolvesServerCert for Resolver {
         self.heard.facts.get_or_init(|| HelloFacts::read(&hello));
         let answer = self
             .answer
-            .get_or_init(|| self.choose(self.heard.name().as_ref(), hello.signature_schemes()));
+            .get_or_init(|| self.choose(self.heard.name().as_ref(), Verifies::read(&hello)));
         answer.as_ref().ok().cloned()
+    }
+}
+
+/// What a client can verify.
+#[derive(Clone, Copy)]
+struct Verifies<'a> {
+    /// The curves of keys, where the client lists them: up to TLS 1.2 its groups are those too (RFC 8422 section 5.1.1), in TLS 1.3
+    /// they are for the key exchange alone (RFC 8446 section 4.2.7).
+    curves: Option<&'a [NamedGroup]>,
+    schemes: &'a [SignatureScheme],
+}
+
+impl<'a> Verifies<'a> {
+    fn read(hello: &'a ClientHello<'_>) -> Self {
+        // All suites of TLS 1.3 begin so, and no others (RFC 8446 appendix B.4).
+        const TLS13: u16 = 0x13;
+        let mut suites = hello.cipher_suites().iter();
+        let is_tls13 = suites.any(|suite| u16::from(*suite) >> 8 == TLS13);
+        Self {
+            curves: hello.named_groups().filter(|_| !is_tls13),
+            schemes: hello.signature_schemes(),
+        }
+    }
+
+    fn scheme_of(&self, certified: &Certified) -> bool {
+        certified.key.key.choose_scheme(self.schemes).is_some()
+    }
+
+    fn curve_of(&self, certified: &Certified) -> bool {
+        self.curves.is_none_or(|curves| {
+            let curve = certified.curve();
+            curve.is_none_or(|curve| curves.contains(&curve))
+        })
     }
 }
 
@@ -118,17 +169,17 @@ impl Resolver {
     fn choose(
         &self,
         name: Option<&HostName>,
-        schemes: &[SignatureScheme],
+        client: Verifies<'_>,
     ) -> Result<Arc<CertifiedKey>, Refusal> {
         let named = match name {
-            Some(name) => self.find(name, schemes)?,
+            Some(name) => self.find(name, client)?,
             None => None,
         };
         if let Some(certified) = named {
             return Ok(certified.shown());
         }
         let default = match self.unknown_name {
-            UnknownName::Default => best(self.certificates.iter(), schemes),
+            UnknownName::Default => best(self.certificates.iter(), client),
             UnknownName::Refused => None,
         };
         default
@@ -140,11 +191,7 @@ impl Resolver {
     }
 
     /// One for this name: the directory's if the client can verify it, or else one of the others.
-    fn find(
-        &self,
-        name: &HostName,
-        schemes: &[SignatureScheme],
-    ) -> Result<Option<Certified>, Refusal> {
+    fn find(&self, name: &HostName, client: Verifies<'_>) -> Result<Option<Certified>, Refusal> {
         let filed = if self.has_directory {
             self.keeper.certificate(name).map_err(Refusal::Fault)?
         } else {
@@ -154,21 +201,24 @@ impl Resolver {
             let mut names = certified.names.iter();
             names.any(|pattern| name.is_covered_by(pattern))
         });
-        Ok(best(filed.iter().chain(known), schemes).cloned())
+        Ok(best(filed.iter().chain(known), client).cloned())
     }
 }
 
-/// The first whose key can make a signature that the client can verify; or else the first, so that the library says what
-/// the two do not have in common. ECDSA before RSA is a matter of the order in which they are named.
+/// The first whose key can make a signature that the client can verify, best on a curve that it lists; or else the first, so that
+/// the library says what the two do not have in common. ECDSA before RSA is a matter of the order in which they are named.
 fn best<'a>(
     certificates: impl Iterator<Item = &'a Certified> + Clone,
-    schemes: &[SignatureScheme],
+    client: Verifies<'_>,
 ) -> Option<&'a Certified> {
-    let mut certificates = certificates;
-    let first = certificates.clone().next();
-    certificates
-        .find(|certified| certified.key.key.choose_scheme(schemes).is_some())
+    let mut fitting = certificates
+        .clone()
+        .filter(|certified| client.scheme_of(certified));
+    let first = fitting.clone().next();
+    fitting
+        .find(|certified| client.curve_of(certified))
         .or(first)
+        .or(certificates.clone().next())
 }
 
 #[cfg(test)]
@@ -180,10 +230,21 @@ mod tests {
     use super::*;
 
     fn certified(ocsp: Option<&[u8]>, ocsp_end: i64) -> Certified {
-        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-        let key = PrivateKeyDer::from_pem_slice(made.key_pair.serialize_pem().as_bytes()).unwrap();
+        with_key(&rcgen::PKCS_ECDSA_P256_SHA256, ocsp, ocsp_end)
+    }
+
+    fn with_key(
+        algorithm: &'static rcgen::SignatureAlgorithm,
+        ocsp: Option<&[u8]>,
+        ocsp_end: i64,
+    ) -> Certified {
+        let pair = rcgen::KeyPair::generate_for(algorithm).unwrap();
+        let made = rcgen::CertificateParams::default()
+            .self_signed(&pair)
+            .unwrap();
+        let key = PrivateKeyDer::from_pem_slice(pair.serialize_pem().as_bytes()).unwrap();
         let key = ring::sign::any_supported_type(&key).unwrap();
-        let mut key = CertifiedKey::new(vec![made.cert.der().clone()], key);
+        let mut key = CertifiedKey::new(vec![made.der().clone()], key);
         key.ocsp = ocsp.map(<[u8]>::to_vec);
         Certified {
             key: Arc::new(key),
@@ -202,5 +263,31 @@ mod tests {
         assert_eq!(stale.shown().cert, stale.key.cert);
         let without = certified(None, 0);
         assert!(Arc::ptr_eq(&without.shown(), &without.key));
+    }
+
+    #[test]
+    fn a_client_of_tls_1_2_is_shown_a_key_on_a_curve_that_it_lists() {
+        let all = [
+            &rcgen::PKCS_ECDSA_P384_SHA384,
+            &rcgen::PKCS_ECDSA_P256_SHA256,
+        ]
+        .map(|algorithm| with_key(algorithm, None, 0));
+        let both = [
+            SignatureScheme::ECDSA_NISTP256_SHA256,
+            SignatureScheme::ECDSA_NISTP384_SHA384,
+        ];
+        let (p256, p384) = (NamedGroup::secp256r1, NamedGroup::secp384r1);
+        for (curves, schemes, place) in [
+            (None, &both[..], 0),
+            (Some(&[p384, p256][..]), &both, 0),
+            (Some(&[NamedGroup::X25519, p256]), &both, 1),
+            // One that is listed only as a scheme is better than none.
+            (Some(&[NamedGroup::X25519]), &both, 0),
+            (Some(&[p384]), &both[..1], 1),
+            (None, &[], 0),
+        ] {
+            let shown = best(all.iter(), Verifies { curves, schemes }).unwrap();
+            assert!(std::ptr::eq(shown, &all[place]), "{curves:?}, {schemes:?}");
+        }
     }
 }
