@@ -717,7 +717,7 @@ fn directory(test: &Test, mode: u32) -> PathBuf {
 fn refused(test: &Test, fault: &Fault) {
     for policy in ["required", "optional", "implicit"] {
         let program = (fault.breaks)(test, Program::new(test).tls(policy));
-        let mut session = program.start();
+        let mut session = program.start_on(Socket::Tcp4, Handover::Stdio, Stderr::Log);
         // Whatever the client says first is not looked at.
         session.client().send_raw("a STARTTLS\r\n");
         let (said, end) = session.client().read_to_end();

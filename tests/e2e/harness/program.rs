@@ -253,7 +253,13 @@ impl Program {
 
     /// Starts it on an IPv4 connection on descriptors 0 and 1, with a log file on 2.
     pub fn start(&self) -> Session {
-        self.start_on(Socket::Tcp4, Handover::Stdio, Stderr::Log)
+        // Who is to listen is given no client.
+        let socket = if self.options.iter().any(|(name, _)| name == "--listen") {
+            Socket::Pair
+        } else {
+            Socket::Tcp4
+        };
+        self.start_on(socket, Handover::Stdio, Stderr::Log)
     }
 
     /// Starts it on any kind of connection.
