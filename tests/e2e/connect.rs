@@ -657,14 +657,7 @@ fn at(test: &Test, policy: &str, target: &str) -> Program {
 /// The client's end where the backend cannot be had: BYE, where the session is; the log line and the status.
 fn unavailable(session: &mut Session, policy: &str, says: &[&str], end: &str, status: i32) {
     let client = session.client();
-    match policy {
-        "required" => {
-            client.greeting();
-            client.starttls(pki());
-        }
-        "implicit" => client.handshake(&TlsOffer::new(pki())).unwrap(),
-        _ => {}
-    }
+    client.ask_for_backend(policy, pki());
     let line = client.line();
     assert!(line.starts_with("* BYE [UNAVAILABLE] "), "{line}");
     let expected = if policy == "optional" {
@@ -808,15 +801,19 @@ fn accepts_late(test: &Test, disturb: impl Fn(Process)) {
     assert_eq!(played.wait_end(), "eof");
 }
 
+/// Reads all of a header of version 2, so that closing is no reset.
+fn skip_header(backend: &mut Client) {
+    let header = backend.read_exact(16);
+    backend.read_exact(u16::from_be_bytes([header[14], header[15]]).into());
+}
+
 fn ends_early(test: &Test, by_reset: bool) {
     for policy in ["required", "optional", "implicit"] {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let target = listener.local_addr().unwrap().to_string();
         let backend = std::thread::spawn(move || {
             let mut backend = accept_by_hand(&listener);
-            // All of the header, so that closing is no reset.
-            let header = backend.read_exact(16);
-            backend.read_exact(u16::from_be_bytes([header[14], header[15]]).into());
+            skip_header(&mut backend);
             backend.send("* OK half a gree");
             if by_reset {
                 backend.reset();
@@ -845,17 +842,9 @@ fn leaves_early(test: &Test) {
         let target = listener.local_addr().unwrap().to_string();
         let mut session = at(test, policy, &target).start();
         let client = session.client();
-        match policy {
-            "required" => {
-                client.greeting();
-                client.starttls(pki());
-            }
-            "implicit" => client.handshake(&TlsOffer::new(pki())).unwrap(),
-            _ => {}
-        }
+        client.ask_for_backend(policy, pki());
         let mut backend = accept_by_hand(&listener);
-        let header = backend.read_exact(16);
-        backend.read_exact(u16::from_be_bytes([header[14], header[15]]).into());
+        skip_header(&mut backend);
         session.close_client();
         assert_eq!(backend.expect_end(), End::Eof);
         drop(backend);

@@ -328,14 +328,7 @@ fn no_greeting(test: &Test) {
                 .play(&Backend::scenario(name, arguments))
                 .start();
             let client = session.client();
-            match policy {
-                "required" => {
-                    client.greeting();
-                    client.starttls(pki());
-                }
-                "implicit" => client.handshake(&TlsOffer::new(pki())).unwrap(),
-                _ => {}
-            }
+            client.ask_for_backend(policy, pki());
             let (said, end) = client.read_to_end();
             let said = String::from_utf8_lossy(&said).into_owned();
             assert!(

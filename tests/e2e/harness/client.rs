@@ -325,6 +325,18 @@ impl Client {
             .unwrap_or_else(|error| panic!("handshake: {error}"));
     }
 
+    /// To where a backend is asked for: after STARTTLS, after the handshake, or at once.
+    pub fn ask_for_backend(&mut self, policy: &str, pki: &Pki) {
+        match policy {
+            "required" => {
+                self.greeting();
+                self.starttls(pki);
+            }
+            "implicit" => self.handshake(&TlsOffer::new(pki)).unwrap(),
+            _ => {}
+        }
+    }
+
     /// The rustls connection: version, cipher, group, certificates. Panics without TLS.
     pub fn tls(&mut self) -> &mut ClientConnection {
         self.tls.as_mut().expect("TLS was started")
