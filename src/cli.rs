@@ -287,8 +287,8 @@ impl Arguments {
             },
             verbosity: match (self.quiet, self.verbose) {
                 (true, _) => Verbosity::Quiet,
-                (false, true) => Verbosity::Verbose,
                 (false, false) => Verbosity::Normal,
+                (false, true) => Verbosity::Verbose,
             },
         })
     }

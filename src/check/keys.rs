@@ -12,7 +12,7 @@ use crate::cli::Options;
 use crate::clock;
 use crate::error::{Error, reason};
 use crate::host_name::HostName;
-use crate::keeper::Offer;
+use crate::keeper::{CHAIN_FILE, KEY_FILE, Offer};
 use crate::log::Escaped;
 use crate::setup::{set_up_tls, start_keeper};
 use crate::tls::Certified;
@@ -123,10 +123,9 @@ fn check_directory(
     for path in entries.flatten().map(|entry| entry.path()) {
         let is_pem = path.extension().is_some_and(|extension| extension == "pem");
         // A link to nowhere counts, and a key without its chain: a client that asks for that name is not served.
-        let is_present = |path: &Path| path.symlink_metadata().is_ok();
-        let has_files = ["fullchain.pem", "privkey.pem"]
+        let has_files = [CHAIN_FILE, KEY_FILE]
             .iter()
-            .any(|name| is_present(&path.join(name)));
+            .any(|name| path.join(name).symlink_metadata().is_ok());
         if !is_pem && !has_files && path.exists() {
             continue;
         }

@@ -36,7 +36,7 @@ use nix::sys::socket::{
 use nix::sys::time::{TimeVal, TimeValLike as _};
 use nix::unistd::Pid;
 
-pub(crate) use opener::{Lookups, Opener};
+pub(crate) use opener::{CHAIN_FILE, KEY_FILE, Lookups, Opener};
 
 use crate::channel::is_ready;
 use crate::error::{EXIT_TEMPORARY, Error, reason};

@@ -153,8 +153,8 @@ fn decode(reply: &[u8]) -> Option<Result<Option<Unparsed>, String>> {
 }
 
 /// As certbot and its like lay a name's files out.
-const CHAIN_FILE: &str = "fullchain.pem";
-const KEY_FILE: &str = "privkey.pem";
+pub(crate) const CHAIN_FILE: &str = "fullchain.pem";
+pub(crate) const KEY_FILE: &str = "privkey.pem";
 
 fn open_directory(path: &Path) -> Result<OwnedFd, Error> {
     let fault = |why: String| {
