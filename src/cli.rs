@@ -28,33 +28,50 @@ use crate::proxy_header::Sender;
 use crate::sandbox::Requirement;
 use crate::tls::{ClientDemand, OldestVersion, UnknownName};
 
-/// What one run of the program is to do.
+/// How clients are served.
 #[derive(Debug)]
 pub(crate) struct Options {
     pub(crate) backend: BackendChoice,
-    /// Certificates by name (`--cert-dir`).
-    pub(crate) certificate_directory: Option<PathBuf>,
-    /// Best first; none only where there is a directory.
-    pub(crate) certificates: Vec<CertificateFiles>,
     pub(crate) client_auth: Option<ClientAuth>,
-    pub(crate) destination: Destination,
+    pub(crate) common: CommonOptions,
     pub(crate) handshake_timeout: Duration,
-    pub(crate) listening: Listening,
     pub(crate) login_timeout: Duration,
-    /// In octets of address space, for the network process and for the keeper.
-    pub(crate) memory_limit: u64,
-    /// OCSP responses to staple.
-    pub(crate) ocsp: Vec<PathBuf>,
     pub(crate) oldest_version: OldestVersion,
     pub(crate) policy: Policy,
     /// Who may, and must, send a PROXY header (`--accept-proxy`); empty: a header is but a bad client.
     pub(crate) proxy_from: Vec<Sender>,
+    pub(crate) unknown_name: UnknownName,
+}
+
+/// What the keeper service needs, as those who serve clients do.
+#[derive(Debug)]
+pub(crate) struct CommonOptions {
+    /// Certificates by name (`--cert-dir`).
+    pub(crate) certificate_directory: Option<PathBuf>,
+    /// Best first; none only where there is a directory, or a keeper service.
+    pub(crate) certificates: Vec<CertificateFiles>,
+    pub(crate) destination: Destination,
+    /// Where the keeper service listens.
+    pub(crate) keeper: Option<PathBuf>,
+    pub(crate) listening: Listening,
+    /// In octets of address space, for the network process and for the keeper.
+    pub(crate) memory_limit: u64,
+    /// OCSP responses to staple.
+    pub(crate) ocsp: Vec<PathBuf>,
     /// What the kernel must have for confinement, beside what it must have in any case.
     pub(crate) required: Vec<Requirement>,
     pub(crate) separation: Separation,
     pub(crate) ticket_keys: Option<PathBuf>,
-    pub(crate) unknown_name: UnknownName,
     pub(crate) verbosity: Verbosity,
+}
+
+/// What one run of the program is to do.
+#[derive(Debug)]
+pub(crate) enum Task {
+    /// Be the keeper service (`--keep`).
+    Keep(Box<CommonOptions>),
+    /// Serve one connection, or listen.
+    Serve(Box<Options>),
 }
 
 /// What is asked of clients' certificates.
@@ -83,10 +100,9 @@ pub(crate) enum Separation {
 /// What the command line asks for.
 #[derive(Debug)]
 pub(crate) enum Request {
-    /// Examine the set-up (`--check`): the options, or what is wrong with them.
-    Check(Result<Box<Options>, Error>, Format),
-    /// Serve one connection.
-    Serve(Box<Options>),
+    /// Examine the set-up (`--check`) for the task, or say what is wrong with the options.
+    Check(Result<Task, Error>, Format),
+    Run(Task),
     /// Print this (`--help`, `--version`) and end.
     Show(String),
 }
@@ -147,11 +163,11 @@ fn parse(
         Some(parsed) => Ok(parsed),
         None => Arguments::try_parse_from(arguments),
     };
-    let (format, options) = match parsed {
+    let (format, task) = match parsed {
         Ok(parsed) => {
             let format = parsed.check;
-            let options = environment.and_then(|()| parsed.validate(is_root));
-            (format, options)
+            let task = environment.and_then(|()| parsed.validate(is_root));
+            (format, task)
         }
         Err(error) if matches!(error.kind(), DisplayHelp | DisplayVersion) => {
             return Ok(Request::Show(error.to_string()));
@@ -162,9 +178,9 @@ fn parse(
         }
     };
     // What is wrong with options belongs into the report, where one is asked for.
-    match (format, options.map(Box::new)) {
-        (Some(format), options) => Ok(Request::Check(options, format)),
-        (None, options) => options.map(Request::Serve),
+    match (format, task) {
+        (Some(format), task) => Ok(Request::Check(task, format)),
+        (None, task) => task.map(Request::Run),
     }
 }
 
@@ -195,30 +211,95 @@ fn one_line(text: &str) -> String {
 }
 
 impl Arguments {
-    fn validate(self, is_root: bool) -> Result<Options, Error> {
+    fn validate(self, is_root: bool) -> Result<Task, Error> {
+        if self.keep {
+            if !self.backend.is_empty() {
+                return Err(Error::Usage(
+                    "--keep serves no clients, so there is no BACKEND to start".to_owned(),
+                ));
+            }
+            return self
+                .common(is_root)
+                .map(|common| Task::Keep(Box::new(common)));
+        }
+        self.serve(is_root)
+            .map(|options| Task::Serve(Box::new(options)))
+    }
+
+    fn serve(mut self, is_root: bool) -> Result<Options, Error> {
+        let client_auth = choose_client_auth(
+            self.client_ca.take(),
+            std::mem::take(&mut self.client_crl),
+            self.client_cert,
+        )?;
+        let backend_user = choose_backend_user(
+            self.backend_user.take(),
+            self.backend_user_from_cert,
+            client_auth.as_ref(),
+            self.tls,
+        )?;
+        let backend = choose_backend(
+            std::mem::take(&mut self.backend),
+            self.backend_fd,
+            (self.connect.take(), self.send_proxy),
+            backend_user,
+        )?;
+        check_addresses(&self.listener.listen, &backend)?;
+        let proxy_from = choose_senders(self.accept_proxy, std::mem::take(&mut self.proxy_from))?;
+        let (handshake_timeout, login_timeout) = (self.handshake_timeout, self.login_timeout);
+        let (version, policy, is_strict) = (self.min_tls, self.tls, self.strict_sni);
+        let common = self.common(is_root)?;
+        if let (Separation::Unprivileged, Some(option)) =
+            (&common.separation, backend.user_option())
+        {
+            return Err(Error::Usage(format!(
+                "{option} needs root, so it conflicts with --unprivileged"
+            )));
+        }
+        Ok(Options {
+            backend,
+            client_auth,
+            common,
+            handshake_timeout,
+            login_timeout,
+            oldest_version: match version {
+                VersionName::Tls12 => OldestVersion::Tls12,
+                VersionName::Tls13 => OldestVersion::Tls13,
+            },
+            policy: match policy {
+                PolicyName::Required => Policy::Required,
+                PolicyName::Optional => Policy::Optional,
+                PolicyName::Implicit => Policy::Implicit,
+            },
+            proxy_from,
+            unknown_name: if is_strict {
+                UnknownName::Refused
+            } else {
+                UnknownName::Default
+            },
+        })
+    }
+
+    fn common(self, is_root: bool) -> Result<CommonOptions, Error> {
         if self.quiet && self.verbose {
             return Err(Error::Usage(
                 "--quiet and --verbose (or IMAP_TLS_QUIET and IMAP_TLS_VERBOSE) exclude each other"
                     .to_owned(),
             ));
         }
-        let client_auth = choose_client_auth(self.client_ca, self.client_crl, self.client_cert)?;
-        let backend_user = choose_backend_user(
-            self.backend_user,
-            self.backend_user_from_cert,
-            client_auth.as_ref(),
-            self.tls,
-        )?;
-        let backend = choose_backend(
-            self.backend,
-            self.backend_fd,
-            (self.connect, self.send_proxy),
-            backend_user,
-        )?;
-        check_addresses(&self.listener.listen, &backend)?;
-        let proxy_from = choose_senders(self.accept_proxy, self.proxy_from)?;
-        let certificates = pair_certificates(self.cert, self.key, self.cert_dir.is_some())?;
-        if certificates.is_empty() && !self.ocsp.is_empty() {
+        if self.keeper.is_some() && !self.listener.listen.is_empty() {
+            return Err(Error::Usage(
+                "--keeper conflicts with --listen: the listener has a keeper of its own".to_owned(),
+            ));
+        }
+        let certificates = if self.keeper.is_some() && !self.keep {
+            // The service's affair, be they named in settings for both.
+            Vec::new()
+        } else {
+            pair_certificates(self.cert, self.key, self.cert_dir.is_some())?
+        };
+        if certificates.is_empty() && !self.ocsp.is_empty() && (self.keep || self.keeper.is_none())
+        {
             return Err(Error::Usage(
                 "--ocsp is about a --cert, and there is none".to_owned(),
             ));
@@ -244,11 +325,6 @@ impl Arguments {
                 ));
             }
         };
-        if let (Separation::Unprivileged, Some(option)) = (&separation, backend.user_option()) {
-            return Err(Error::Usage(format!(
-                "{option} needs root, so it conflicts with --unprivileged"
-            )));
-        }
         if self.memory_limit < MEMORY_LIMIT_LEAST {
             return Err(Error::Usage(format!(
                 "--memory-limit {} is too small to work: at least {}M",
@@ -256,35 +332,17 @@ impl Arguments {
                 MEMORY_LIMIT_LEAST >> 20
             )));
         }
-        Ok(Options {
-            backend,
+        Ok(CommonOptions {
             certificate_directory: self.cert_dir,
             certificates,
-            client_auth,
             destination: self.log,
-            handshake_timeout: self.handshake_timeout,
+            keeper: self.keeper,
             listening: self.listener.into(),
-            login_timeout: self.login_timeout,
             memory_limit: self.memory_limit,
             ocsp: self.ocsp,
-            oldest_version: match self.min_tls {
-                VersionName::Tls12 => OldestVersion::Tls12,
-                VersionName::Tls13 => OldestVersion::Tls13,
-            },
-            policy: match self.tls {
-                PolicyName::Required => Policy::Required,
-                PolicyName::Optional => Policy::Optional,
-                PolicyName::Implicit => Policy::Implicit,
-            },
-            proxy_from,
             required: self.require,
             separation,
             ticket_keys: self.ticket_keys,
-            unknown_name: if self.strict_sni {
-                UnknownName::Refused
-            } else {
-                UnknownName::Default
-            },
             verbosity: match (self.quiet, self.verbose) {
                 (true, _) => Verbosity::Quiet,
                 (false, false) => Verbosity::Normal,
@@ -480,7 +538,8 @@ mod tests {
         let words = format!("imap-tls {words}");
         let words: Vec<OsString> = words.split_whitespace().map(OsString::from).collect();
         match parse(&words, is_root, Ok(())) {
-            Ok(Request::Serve(options)) => Ok(*options),
+            Ok(Request::Run(Task::Serve(options))) => Ok(*options),
+            Ok(Request::Run(Task::Keep(_))) => Err("--keep".to_owned()),
             Ok(Request::Check(..)) => Err("--check".to_owned()),
             Ok(Request::Show(text)) => Err(text),
             Err(error) => Err(error.to_string()),
@@ -493,7 +552,7 @@ mod tests {
         assert_eq!(options.policy, Policy::Required);
         assert_eq!(options.handshake_timeout, Duration::from_secs(30));
         assert_eq!(options.login_timeout, Duration::from_secs(120));
-        assert_eq!(options.memory_limit, 32 << 20);
+        assert_eq!(options.common.memory_limit, 32 << 20);
         let BackendChoice::Program {
             command,
             user: BackendUserChoice::AsStarted,
@@ -507,7 +566,7 @@ mod tests {
             group: None,
             keeper_user,
             user,
-        } = options.separation
+        } = options.common.separation
         else {
             panic!()
         };
@@ -525,7 +584,7 @@ mod tests {
             panic!()
         };
         assert_eq!(command, ["imapd", "--key", "x", "-v", "--", "y"]);
-        assert_eq!(options.verbosity, Verbosity::Normal);
+        assert_eq!(options.common.verbosity, Verbosity::Normal);
     }
 
     #[test]
@@ -657,7 +716,7 @@ mod tests {
     fn certificates_and_keys_go_in_pairs_or_in_one_file() {
         let pairs = |words| {
             let options = parse_words(words, true).unwrap();
-            let pairs = options.certificates.into_iter();
+            let pairs = options.common.certificates.into_iter();
             pairs
                 .map(|files| (files.certificate, files.key))
                 .collect::<Vec<_>>()

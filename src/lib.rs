@@ -10,9 +10,10 @@
 //!                       network process         confines itself, and only then reads the client's first byte
 //! ```
 //!
-//! Without a superserver, the listener accepts connections itself and forks for each; one keeper then serves all of them.
+//! Without a superserver, the listener accepts connections itself and forks for each; one keeper then serves all of them. With a
+//! superserver there can be such a keeper, too: a service of its own.
 //!
-//! The modules, in the order in which data flows: `cli` -> `program` -> (`listener`, `service` ->) `session` -> `activation` ->
+//! The modules, in the order in which data flows: `cli` -> `program` -> (`keeping`; or `listener`, `service` ->) `session` -> `activation` ->
 //! `backend`, `connector` and `keeper` -> `sandbox` -> `relay` -> `imap`, `tls`, `proxy_header`; with `channel`, `sys`, `log` and
 //! `error` underneath. The library exists for the program, its
 //! tests and its fuzz targets; it promises no stable interface.
@@ -33,8 +34,10 @@ pub mod fuzzing;
 pub mod host_name;
 pub mod imap;
 pub mod keeper;
+mod keeping;
 mod listener;
 mod log;
+mod notify;
 mod program;
 pub mod proxy_header;
 mod relay;

@@ -1,13 +1,14 @@
-//! What one run of the program is: a connection, the listener, or something to show.
+//! What one run of the program is: a connection, the listener, the keeper service, or something to show.
 
 use std::io::Write as _;
 use std::os::fd::{AsFd as _, OwnedFd};
 
 use crate::activation::{self, Activation, Stderr};
 use crate::check::{self, check};
-use crate::cli::{self, Options, Request};
+use crate::cli::{self, CommonOptions, Options, Request, Task};
 use crate::error::{EXIT_SETUP, Error, reason};
 use crate::imap::Policy;
+use crate::keeping;
 use crate::listener::{self, Sockets};
 use crate::log::{Destination, Log, Verbosity};
 use crate::relay::Children;
@@ -26,12 +27,11 @@ pub(crate) fn run() -> u8 {
     }
     let mut source = cli::Source::new(std::env::args_os(), nix::unistd::geteuid().is_root());
     match source.read() {
-        Ok(Request::Serve(options)) => serve(options, source, stderr),
-        Ok(Request::Check(options, format)) => {
-            let report = options.map_or_else(
-                |error| check::Report::of_usage(&error),
-                |options| check(&options),
-            );
+        Ok(Request::Run(Task::Serve(options))) => serve(options, source, stderr),
+        Ok(Request::Run(Task::Keep(options))) => keep(options, source, stderr),
+        Ok(Request::Check(task, format)) => {
+            let report =
+                task.map_or_else(|error| check::Report::of_usage(&error), |task| check(&task));
             show(&report.write(format)).max(report.exit_status())
         }
         Ok(Request::Show(text)) => show(&text),
@@ -74,13 +74,17 @@ fn refuse(error: &Error, stderr: Stderr) -> u8 {
     error.exit_status()
 }
 
-fn serve(options: Box<Options>, source: cli::Source, stderr: Stderr) -> u8 {
-    let mut log = Log::open(
+fn open_log(options: &CommonOptions, stderr: Stderr) -> Log {
+    Log::open(
         options.destination,
         options.verbosity,
         stderr == Stderr::Usable,
-    );
-    let listens = !options.listening.addresses.is_empty();
+    )
+}
+
+fn serve(options: Box<Options>, source: cli::Source, stderr: Stderr) -> u8 {
+    let mut log = open_log(&options.common, stderr);
+    let listens = !options.common.listening.addresses.is_empty();
     let result = Activation::take(listens, goodbye(options.policy));
     let result = result.and_then(|activation| match activation {
         Activation::Connection(mut connection) => {
@@ -111,6 +115,30 @@ fn serve(options: Box<Options>, source: cli::Source, stderr: Stderr) -> u8 {
     })
 }
 
+fn keep(options: Box<CommonOptions>, source: cli::Source, stderr: Stderr) -> u8 {
+    let mut log = open_log(&options, stderr);
+    // What a client would be told who has been handed over by mistake: the policy is not known here.
+    let result = Activation::take(true, b"").and_then(|activation| match activation {
+        Activation::Connection(_) => Err(Error::Usage(
+            "--keep, but a superserver has handed over a client's connection: keepers serve no clients"
+                .to_owned(),
+        )),
+        Activation::Listening(inherited) => {
+            Children::expect()?;
+            listener::expect_reload()?;
+            examine_processor();
+            keeping::keep(options, source, &mut log, inherited)
+        }
+    });
+    match result {
+        Ok(()) => 0,
+        Err(error) => {
+            log.error(&error);
+            error.exit_status()
+        }
+    }
+}
+
 /// Sockets, what all connections have in common, then the connections, each with a process of its own.
 fn listen(
     options: Box<Options>,
@@ -120,7 +148,7 @@ fn listen(
 ) -> Result<(), Error> {
     Children::expect()?;
     listener::expect_reload()?;
-    let sockets = Sockets::open(&options.listening.addresses, inherited)?;
+    let sockets = Sockets::open(&options.common.listening.addresses, inherited)?;
     examine_processor();
     let serving = Serving::prepare(options, source, log)?;
     listener::listen(sockets, serving, log)

@@ -3,15 +3,14 @@
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
-use nix::sys::resource::{Resource, getrlimit};
 use nix::unistd::Pid;
 
 use crate::activation::Connection;
 use crate::admission::{self, Applicant};
 use crate::channel::Channel;
-use crate::cli::{self, BackendChoice, Listening, Options, Request};
+use crate::cli::{self, BackendChoice, Listening, Options, Request, Task};
 use crate::error::{EXIT_TEMPORARY, Error, reason};
-use crate::keeper::SharedKeeper;
+use crate::keeper::{self, SharedKeeper};
 use crate::listener::{Service, Started};
 use crate::log::Log;
 use crate::sandbox::{Features, Plan};
@@ -35,9 +34,6 @@ struct Common {
     options: Rc<Options>,
     tls: TlsServer,
 }
-
-/// What the keeper has open beside a socket for each connection, and for those of clients that are leaving.
-const SPARE_DESCRIPTORS: u64 = 64;
 
 impl Serving {
     /// Reads all there is to read, and starts the keeper.
@@ -64,10 +60,17 @@ impl Common {
                 "--backend-fd is one connection's, so it conflicts with listening".to_owned(),
             ));
         }
-        let mut plans = Plans::look_up(&options, log)?;
+        if options.common.keeper.is_some() {
+            return Err(Error::Usage(
+                "--keeper conflicts with listening: the listener has a keeper of its own"
+                    .to_owned(),
+            ));
+        }
+        let mut plans = Plans::look_up(&options.common, log)?;
         let trust = Trust::read(&options)?;
         let backend = PreparedBackend::prepare(&options, &plans)?;
-        plans.keeper.limits.descriptors = keeper_descriptors(options.listening.max_connections);
+        plans.keeper.limits.descriptors =
+            keeper::descriptors(options.common.listening.max_connections);
         let (keeper, offer) = start_shared_keeper(&options, trust.as_ref(), plans.keeper)?;
         for warning in &offer.warnings {
             log.warning(warning);
@@ -121,15 +124,9 @@ impl Common {
     }
 }
 
-/// As many as may be needed, or as many as the superserver allows at all.
-fn keeper_descriptors(connections: usize) -> u64 {
-    let most = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(_, hard)| hard);
-    most.min(connections as u64 + SPARE_DESCRIPTORS)
-}
-
 impl Service for Serving {
     fn listening(&self) -> &Listening {
-        &self.common.options.listening
+        &self.common.options.common.listening
     }
 
     fn refusal(&self) -> &'static [u8] {
@@ -145,19 +142,19 @@ impl Service for Serving {
     }
 
     fn reload(&mut self, log: &mut Log) -> Result<(), Error> {
-        let addresses = &self.common.options.listening.addresses;
+        let addresses = &self.common.options.common.listening.addresses;
         self.common = self.source.read_again(|request| {
-            let Request::Serve(options) = request else {
+            let Request::Run(Task::Serve(options)) = request else {
                 return Err(Error::Usage(
                     "there is nothing to serve any more".to_owned(),
                 ));
             };
-            if options.listening.addresses != *addresses {
+            if options.common.listening.addresses != *addresses {
                 log.warning("--listen has changed, which takes a restart");
             }
             Common::prepare(Rc::from(options), log)
         })?;
-        log.set_verbosity(self.common.options.verbosity);
+        log.set_verbosity(self.common.options.common.verbosity);
         Ok(())
     }
 

@@ -58,7 +58,7 @@ pub(crate) fn is_welcome(connection: &Connection, senders: &[Sender], log: &Log)
 
 /// What a client is told for whom the listener has no room (RFC 5530 section 3).
 pub(crate) fn refusal(options: &Options) -> &'static [u8] {
-    if options.policy == Policy::Implicit || options.listening.refusal == Refusal::Silent {
+    if options.policy == Policy::Implicit || options.common.listening.refusal == Refusal::Silent {
         b""
     } else {
         b"* BYE [UNAVAILABLE] too many connections, try again later\r\n"
@@ -119,9 +119,9 @@ pub(crate) fn session(
     connection: &mut Connection,
 ) -> Result<Outcome, Error> {
     Children::expect()?;
-    let mut plans = Plans::look_up(options, log)?;
+    let mut plans = Plans::look_up(&options.common, log)?;
     // The machine's affair and none of this connection's: a line for each would hide the others.
-    if options.verbosity == Verbosity::Verbose {
+    if options.common.verbosity == Verbosity::Verbose {
         for lack in Features::of_kernel().lacking() {
             log.debug(lack);
         }

@@ -1,12 +1,12 @@
 //! From options to what a connection needs - users, backend, keeper, TLS: the same steps for a session, for the listener and for
 //! `--check`.
 
-use std::os::fd::{AsFd as _, RawFd};
+use std::os::fd::{AsFd as _, BorrowedFd, RawFd};
 
 use crate::activation::Addresses;
 use crate::backend::{Backend, Launcher, Origin, Program};
 use crate::channel::Channel;
-use crate::cli::{BackendChoice, BackendUserChoice, Options, Separation};
+use crate::cli::{BackendChoice, BackendUserChoice, CommonOptions, Options, Separation};
 use crate::connector::{Connector, Route, Target};
 use crate::error::{Error, reason};
 use crate::imap::Policy;
@@ -32,7 +32,7 @@ impl Plans {
     ///
     /// # Errors
     /// `Setup`, naming the option.
-    pub(crate) fn look_up(options: &Options, log: &Log) -> Result<Self, Error> {
+    pub(crate) fn look_up(options: &CommonOptions, log: &Log) -> Result<Self, Error> {
         // Two system calls, which most connections need not make.
         if !options.required.is_empty() {
             Features::of_kernel().check(&options.required)?;
@@ -179,19 +179,34 @@ fn take_descriptor(number: RawFd) -> Result<BackendSource, Error> {
     }))
 }
 
-/// Starts the keeper, and with `--cert-dir` the opener, before anybody reads a key.
+/// Starts the keeper, and with `--cert-dir` the opener, before anybody reads a key; or goes to the keeper service.
 ///
 /// # Errors
-/// `Setup` if the directory cannot be used; `System` if there are no processes to be had.
+/// `Setup` if the directory cannot be used; `System` if there are no processes to be had, or no service.
 pub(crate) fn start_keeper(
     options: &Options,
     trust: Option<&Trust>,
     plan: Plan,
 ) -> Result<KeeperClient, Error> {
-    with_keeper_files(options, trust, AT_ONCE, |files| {
-        let opener = start_opener(options, plan.bounding_set, Lookups::Few)?;
-        KeeperClient::start(files, opener, plan)
-    })
+    let binding = binding(options.policy, trust);
+    let options = &options.common;
+    if let Some(socket) = &options.keeper {
+        return KeeperClient::connect(socket, &binding);
+    }
+    start_own_keeper(options, &binding, plan)
+}
+
+/// The same where there is no service, or what it holds is in question.
+///
+/// # Errors
+/// As above.
+pub(crate) fn start_own_keeper(
+    options: &CommonOptions,
+    binding: &[u8],
+    plan: Plan,
+) -> Result<KeeperClient, Error> {
+    let opener = start_opener(options, plan.bounding_set, Lookups::Few)?;
+    KeeperClient::start(&keeper_files(options, Some(binding), AT_ONCE), opener, plan)
 }
 
 /// The same for the listener: one keeper for all its connections, and what it has to offer.
@@ -203,15 +218,35 @@ pub(crate) fn start_shared_keeper(
     trust: Option<&Trust>,
     plan: Plan,
 ) -> Result<(SharedKeeper, Offer), Error> {
-    let renewal = options.listening.renewal.as_secs();
-    with_keeper_files(options, trust, renewal, |files| {
-        let opener = start_opener(options, plan.bounding_set, Lookups::Unbounded)?;
-        SharedKeeper::start(files, opener, plan)
-    })
+    let binding = binding(options.policy, trust);
+    start_keeper_of_many(&options.common, Some(&binding), plan, None)
+}
+
+/// The same as a service, for those who come to a socket that is listened on.
+///
+/// # Errors
+/// As above.
+pub(crate) fn start_keeper_service(
+    options: &CommonOptions,
+    plan: Plan,
+    listened_on: BorrowedFd<'_>,
+) -> Result<(SharedKeeper, Offer), Error> {
+    start_keeper_of_many(options, None, plan, Some(listened_on))
+}
+
+fn start_keeper_of_many(
+    options: &CommonOptions,
+    binding: Option<&[u8]>,
+    plan: Plan,
+    listened_on: Option<BorrowedFd<'_>>,
+) -> Result<(SharedKeeper, Offer), Error> {
+    let files = keeper_files(options, binding, options.listening.renewal.as_secs());
+    let opener = start_opener(options, plan.bounding_set, Lookups::Unbounded)?;
+    SharedKeeper::start(&files, opener, plan, listened_on)
 }
 
 fn start_opener(
-    options: &Options,
+    options: &CommonOptions,
     bounding_set: BoundingSet,
     lookups: Lookups,
 ) -> Result<Option<Opener>, Error> {
@@ -224,26 +259,30 @@ fn start_opener(
 /// A connection's tickets are sealed as soon as there are keys.
 const AT_ONCE: u64 = 0;
 
-fn with_keeper_files<T>(
-    options: &Options,
-    trust: Option<&Trust>,
+fn keeper_files<'a>(
+    options: &'a CommonOptions,
+    binding: Option<&'a [u8]>,
     sealing: u64,
-    start: impl FnOnce(&KeeperFiles<'_>) -> T,
-) -> T {
-    let policy = match options.policy {
+) -> KeeperFiles<'a> {
+    KeeperFiles {
+        binding,
+        certificates: &options.certificates,
+        ocsp: &options.ocsp,
+        sealing,
+        ticket_keys: options.ticket_keys.as_deref(),
+    }
+}
+
+/// The rules under which a session is made, and which must hold where it is resumed.
+fn binding(policy: Policy, trust: Option<&Trust>) -> Vec<u8> {
+    let policy = match policy {
         Policy::Implicit => b'i',
         Policy::Optional => b'o',
         Policy::Required => b'r',
     };
     let mut binding = vec![policy];
     binding.extend(trust.map(Trust::binding).unwrap_or_default());
-    start(&KeeperFiles {
-        binding: &binding,
-        certificates: &options.certificates,
-        ocsp: &options.ocsp,
-        sealing,
-        ticket_keys: options.ticket_keys.as_deref(),
-    })
+    binding
 }
 
 /// Where to connect to, and as whom: `network` is the network process's user, if it has one of its own.
@@ -275,7 +314,7 @@ pub(crate) fn set_up_tls(
     let settings = Settings {
         certificates: offer.certificates,
         client_auth: trust.map(Trust::examiner).transpose()?,
-        has_directory: options.certificate_directory.is_some(),
+        has_directory: offer.has_directory,
         keeper: offer.keeper,
         oldest_version: options.oldest_version,
         tickets: offer.has_ticket_keys.then_some(TICKETS),

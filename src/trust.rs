@@ -48,7 +48,7 @@ impl Trust {
         let revocations = revocations
             .map(|path| read(path, "revocation list", "--client-crl", REVOCATION_LIMIT))
             .collect::<Result<Vec<_>, _>>()?;
-        check_size(&revocations, options.memory_limit)?;
+        check_size(&revocations, options.common.memory_limit)?;
         Ok(Some(Self(Arc::new(Files {
             authorities,
             demand: client_auth.demand,

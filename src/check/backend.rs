@@ -25,7 +25,7 @@ pub(super) fn check_backend(report: &mut Report, options: &Options, found: Optio
             user,
         } => {
             let is_known =
-                found.is_some() || matches!(options.separation, Separation::Unprivileged);
+                found.is_some() || matches!(options.common.separation, Separation::Unprivileged);
             // Without its user, which is among the findings then, it would be looked at as root.
             if is_known || matches!(user, BackendUserChoice::Named(_)) {
                 check_connect(report, target, user, found.map(|found| found.network));

@@ -8,38 +8,81 @@ use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 
 use super::{Found, Level, Report, plan};
-use crate::cli::Options;
+use crate::cli::{CommonOptions, Options};
 use crate::clock;
 use crate::error::{Error, reason};
 use crate::host_name::HostName;
-use crate::keeper::{CHAIN_FILE, KEY_FILE, Offer};
+use crate::keeper::{CHAIN_FILE, KEY_FILE, KeeperClient, Offer};
 use crate::log::Escaped;
-use crate::setup::{set_up_tls, start_keeper};
+use crate::setup::{set_up_tls, start_own_keeper};
 use crate::tls::Certified;
 use crate::trust::Trust;
 
 /// Below this, a certificate should have been renewed (they are, at a third of 90 days).
 const RENEWAL_DAYS: i64 = 30;
 
-pub(super) fn check_keys(report: &mut Report, options: &Options, found: Option<&Found<'_>>) {
-    for files in &options.certificates {
-        let path = files.key.as_ref().unwrap_or(&files.certificate);
-        check_key_file(report, path, found);
-    }
+/// What a connection gets: certificates from the keeper that it would have, and TLS with them.
+pub(super) fn check_tls(report: &mut Report, options: &Options, found: Option<&Found<'_>>) {
     let trust = match Trust::read(options) {
         Ok(trust) => trust,
         Err(error) => return report.add(Level::Error, "client certificates", error),
     };
+    let offer = match &options.common.keeper {
+        Some(path) => check_service(report, path),
+        None => check_keys(report, &options.common, found),
+    };
+    let Some(offer) = offer else { return };
+    let tls = set_up_tls(options, offer, trust.as_ref());
+    report.take("TLS", tls, |_| {
+        "can be set up with these options".to_owned()
+    });
+}
+
+/// The keeper service, which has looked at the files.
+fn check_service(report: &mut Report, path: &Path) -> Option<Offer> {
+    let offer = KeeperClient::connect(path, &[]).and_then(|keeper| {
+        let offer = keeper.introduction();
+        keeper.release();
+        offer
+    });
+    let offer = report.take("keeper service", offer, |offer| {
+        let more = if offer.has_directory {
+            ", and more by name"
+        } else {
+            ""
+        };
+        let count = offer.certificates.len();
+        format!("'{}' answers: {count} certificates{more}", path.display())
+    })?;
+    let are_many = offer.certificates.len() > 1;
+    for (number, certified) in (1..).zip(&offer.certificates) {
+        let label = are_many.then(|| format!("number {number}"));
+        report.labelled(label.as_deref(), |part| check_certified(part, certified));
+    }
+    if offer.has_ticket_keys {
+        report.add(Level::Ok, "tickets", "sessions are resumed");
+    }
+    Some(offer)
+}
+
+/// What a keeper would hold.
+pub(super) fn check_keys(
+    report: &mut Report,
+    options: &CommonOptions,
+    found: Option<&Found<'_>>,
+) -> Option<Offer> {
+    for files in &options.certificates {
+        let path = files.key.as_ref().unwrap_or(&files.certificate);
+        check_key_file(report, path, found);
+    }
     let tickets = options.ticket_keys.as_deref();
     let are_new = tickets.is_some_and(|path| !path.exists());
-    let offer = ask_keeper(options, trust.as_ref(), found, |offer| offer);
+    let offer = ask_keeper(options, found, |offer| offer);
     let praise = |offer: &Offer| match offer.certificates.as_slice() {
         [one] => format!("they match; {} in the chain", one.key.cert.len()),
         several => format!("{} of each, and they match", several.len()),
     };
-    let Some(offer) = report.take("certificate and key", offer, praise) else {
-        return;
-    };
+    let offer = report.take("certificate and key", offer, praise)?;
     for (certified, files) in offer.certificates.iter().zip(&options.certificates) {
         let is_one_of_many = options.certificates.len() > 1;
         let path = files.certificate.display().to_string();
@@ -56,10 +99,7 @@ pub(super) fn check_keys(report: &mut Report, options: &Options, found: Option<&
     if let Some(directory) = &options.certificate_directory {
         check_directory(report, options, directory, found);
     }
-    let tls = set_up_tls(options, offer, trust.as_ref());
-    report.take("TLS", tls, |_| {
-        "can be set up with these options".to_owned()
-    });
+    Some(offer)
 }
 
 /// Which of the two things that `--ticket-keys` may name: where a fleet's file is missing, each machine makes keys of its own.
@@ -76,13 +116,13 @@ fn describe_tickets(path: &Path, are_new: bool) -> String {
 
 /// Has a keeper do what one does for a connection.
 fn ask_keeper<T>(
-    options: &Options,
-    trust: Option<&Trust>,
+    options: &CommonOptions,
     found: Option<&Found<'_>>,
     ask: impl FnOnce(Offer) -> T,
 ) -> Result<T, Error> {
     let plan = plan(found, |found| found.keeper, options.memory_limit)?;
-    let keeper = start_keeper(options, trust, plan)?;
+    // No ticket is asked for, so they are bound to nothing.
+    let keeper = start_own_keeper(options, &[], plan)?;
     let result = keeper.introduction().map(ask);
     keeper.release();
     // And the opener, if there is one.
@@ -110,7 +150,7 @@ fn check_certified(report: &mut Report, certified: &Certified) {
 /// Each name in the directory, as a client would ask for it.
 fn check_directory(
     report: &mut Report,
-    options: &Options,
+    options: &CommonOptions,
     directory: &Path,
     found: Option<&Found<'_>>,
 ) {
@@ -142,7 +182,7 @@ fn check_directory(
         };
         count += 1;
         let ask = |offer: Offer| offer.keeper.certificate(&name.example());
-        match ask_keeper(options, None, found, ask) {
+        match ask_keeper(options, found, ask) {
             Ok(Ok(Some(certified))) => {
                 report.labelled(Some(name.as_str()), |part| {
                     check_certified(part, &certified);

@@ -6,9 +6,10 @@ use std::{fmt, fs, io};
 
 use super::{Level, Report};
 use crate::cli::ListenAddress;
-use crate::error::reason;
+use crate::error::{Error, reason};
 use crate::imap::Policy;
-use crate::listener::can_be_bound;
+use crate::keeper::KeeperClient;
+use crate::listener::{can_be_bound, can_be_made};
 use crate::log::{Destination, Escaped, Log, Verbosity};
 use crate::sandbox::{Features, Requirement};
 
@@ -172,6 +173,26 @@ pub(super) fn check_listener(report: &mut Report, addresses: &[ListenAddress]) {
         };
         report.add(level, "listener", text);
     }
+}
+
+/// Where the keeper service is to listen.
+pub(super) fn check_keepers_socket(report: &mut Report, path: Option<&Path>) {
+    const SUBJECT: &str = "keeper service";
+    let Some(path) = path else {
+        let text = "no --keeper SOCKET: that is right only where systemd listens for it";
+        return report.add(Level::Warning, SUBJECT, text);
+    };
+    let place = path.display();
+    let (level, text) = match (KeeperClient::connect(path, &[]), can_be_made(path)) {
+        (Ok(_), _) => (Level::Ok, format!("'{place}' is listened on")),
+        (Err(Error::Setup(why)), _) => (Level::Error, why),
+        (Err(_), Ok(())) => (Level::Ok, format!("'{place}' can be listened on")),
+        (Err(_), Err(error)) => {
+            let text = format!("cannot listen on '{place}' (--keeper): {}", error.desc());
+            (Level::Error, text)
+        }
+    };
+    report.add(level, SUBJECT, text);
 }
 
 /// Who stands in the way of listening on this address, and whether they have all of it.

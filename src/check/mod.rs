@@ -11,7 +11,7 @@ mod machine;
 use std::fmt;
 use std::path::Path;
 
-use crate::cli::{Options, Separation};
+use crate::cli::{Separation, Task};
 use crate::error::{EXIT_SETUP, Error, reason};
 use crate::proxy_header::Sender;
 use crate::sandbox::{
@@ -144,19 +144,32 @@ impl Report {
 }
 
 /// Examines the set-up.
-pub(crate) fn check(options: &Options) -> Report {
+pub(crate) fn check(task: &Task) -> Report {
     let mut report = Report::default();
-    let separation = check_separation(&mut report, &options.separation);
-    check_confinement(&mut report, separation.as_ref(), options.memory_limit);
-    machine::check_kernel(&mut report, &Features::of_kernel(), &options.required);
-    keys::check_keys(&mut report, options, separation.as_ref());
-    backend::check_backend(&mut report, options, separation.as_ref());
-    check_balancers(&mut report, &options.proxy_from);
-    machine::check_log(&mut report, options.destination);
-    if options.listening.addresses.is_empty() {
-        machine::check_superserver(&mut report, options.policy);
-    } else {
-        machine::check_listener(&mut report, &options.listening.addresses);
+    let common = match task {
+        Task::Keep(common) => common,
+        Task::Serve(options) => &options.common,
+    };
+    let separation = check_separation(&mut report, &common.separation);
+    check_confinement(&mut report, separation.as_ref(), common.memory_limit);
+    machine::check_kernel(&mut report, &Features::of_kernel(), &common.required);
+    match task {
+        Task::Keep(_) => {
+            keys::check_keys(&mut report, common, separation.as_ref());
+        }
+        Task::Serve(options) => {
+            keys::check_tls(&mut report, options, separation.as_ref());
+            backend::check_backend(&mut report, options, separation.as_ref());
+            check_balancers(&mut report, &options.proxy_from);
+        }
+    }
+    machine::check_log(&mut report, common.destination);
+    match task {
+        Task::Keep(_) => machine::check_keepers_socket(&mut report, common.keeper.as_deref()),
+        Task::Serve(options) if common.listening.addresses.is_empty() => {
+            machine::check_superserver(&mut report, options.policy);
+        }
+        Task::Serve(_) => machine::check_listener(&mut report, &common.listening.addresses),
     }
     report
 }

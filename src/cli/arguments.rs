@@ -48,7 +48,7 @@ pub(super) enum PolicyName {
     name = "imap-tls",
     version,
     disable_help_flag = true,
-    override_usage = "imap-tls [OPTIONS] [--] BACKEND [ARGS]...\n       imap-tls [OPTIONS] --connect HOST:PORT|unix:PATH\n       imap-tls [OPTIONS] --backend-fd N\n       imap-tls [OPTIONS] --listen ADDR:PORT ...",
+    override_usage = "imap-tls [OPTIONS] [--] BACKEND [ARGS]...\n       imap-tls [OPTIONS] --connect HOST:PORT|unix:PATH\n       imap-tls [OPTIONS] --backend-fd N\n       imap-tls [OPTIONS] --listen ADDR:PORT ...\n       imap-tls [OPTIONS] --keep --keeper SOCKET",
     before_help = "A superserver (systemd, xinetd, inetd, tcpserver) runs imap-tls with a client's\n\
                    connection on standard input and output. It starts BACKEND, an IMAP server\n\
                    that needs no TLS, gives up every privilege, and speaks TLS with the client.",
@@ -198,6 +198,15 @@ pub(super) struct Arguments {
         help_heading = "Separation"
     )]
     pub(super) keeper_user: String,
+    /// Have the keeper that listens there hold the keys
+    #[arg(
+        long,
+        env = "IMAP_TLS_KEEPER",
+        hide_env = true,
+        value_name = "SOCKET",
+        help_heading = "Separation"
+    )]
+    pub(super) keeper: Option<PathBuf>,
     /// Empty directory [default: /var/lib/imap-tls/empty]
     #[arg(
         long,
@@ -332,6 +341,9 @@ pub(super) struct Arguments {
     /// Examine the set-up (=json for programs) and exit
     #[arg(long, value_enum, hide_possible_values = true, num_args = 0..=1, require_equals = true, default_missing_value = "text", value_name = "FORMAT", help_heading = "Other")]
     pub(super) check: Option<Format>,
+    /// Be the keeper that listens at --keeper
+    #[arg(long, help_heading = "Other")]
+    pub(super) keep: bool,
     /// Print this help
     #[arg(short, long, action = ArgAction::HelpShort, help_heading = "Other")]
     pub(super) help: Option<bool>,
@@ -363,6 +375,7 @@ pub(crate) const OWN_VARIABLES: &[&str] = &[
     "IMAP_TLS_DRAIN_TIMEOUT",
     "IMAP_TLS_GROUP",
     "IMAP_TLS_HANDSHAKE_TIMEOUT",
+    "IMAP_TLS_KEEPER",
     "IMAP_TLS_KEEPER_USER",
     "IMAP_TLS_KEY",
     "IMAP_TLS_LISTEN",

@@ -25,7 +25,7 @@ use crate::proxy_header::outgoing::Version;
 use crate::sandbox::Requirement;
 
 /// Options with a value: name, variable, default.
-const VALUED: [(&str, &str, Option<&str>); 25] = [
+const VALUED: [(&str, &str, Option<&str>); 26] = [
     ("backend-fd", "IMAP_TLS_BACKEND_FD", None),
     ("backend-user", "IMAP_TLS_BACKEND_USER", None),
     ("cert", "IMAP_TLS_CERT", None),
@@ -41,6 +41,7 @@ const VALUED: [(&str, &str, Option<&str>); 25] = [
         "IMAP_TLS_HANDSHAKE_TIMEOUT",
         Some("30"),
     ),
+    ("keeper", "IMAP_TLS_KEEPER", None),
     (
         "keeper-user",
         "IMAP_TLS_KEEPER_USER",
@@ -132,6 +133,8 @@ pub(super) fn read(
         group: given.value("group")?,
         handshake_timeout: given.value("handshake-timeout")?,
         help: None,
+        keep: false,
+        keeper: given.value("keeper")?,
         keeper_user: given.value("keeper-user")?,
         key: given.value("key")?,
         listener: ListenerArguments::default(),

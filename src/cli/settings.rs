@@ -69,11 +69,12 @@ fn take_away(applied: &mut Applied) {
 }
 
 /// Options that no word follows as their value; a test compares with clap's.
-const WITHOUT_VALUE: [&[u8]; 9] = [
+const WITHOUT_VALUE: [&[u8]; 10] = [
     b"accept-proxy",
     b"backend-user-from-cert",
     b"check",
     b"help",
+    b"keep",
     b"quiet",
     b"strict-sni",
     b"unprivileged",

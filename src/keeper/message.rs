@@ -16,9 +16,14 @@ pub const REPLY_LIMIT: usize = 2049;
 /// The longest introduction, and the longest reply to any other request: certificate chains of real life are 2 to 10 KiB.
 pub const INTRODUCTION_LIMIT: usize = 128 * 1024;
 
+/// The longest binding: a policy, and a digest of whose certificates are accepted from clients.
+pub const BINDING_LIMIT: usize = 1 + 32;
+
 /// What the network process asks for.
 #[derive(Debug, Eq, PartialEq)]
 pub enum Request<'a> {
+    /// The keeper service's introduction. What tickets are to be bound to is said here, before a client was heard, and once.
+    Begin(&'a [u8]),
     /// The certificate for a name that is in the directory (`--cert-dir`).
     Certificate(HostName),
     /// What is sealed in a ticket; the name is the one that the client asks for now.
@@ -44,10 +49,12 @@ impl<'a> Request<'a> {
     const OPEN: u8 = 2;
     const SEAL: u8 = 3;
     const SIGN: u8 = 4;
+    const BEGIN: u8 = 5;
 
     /// The request as bytes.
     pub fn encode(&self) -> Vec<u8> {
         match self {
+            Self::Begin(binding) => [&[Self::BEGIN], *binding].concat(),
             Self::Certificate(name) => [&[Self::CERTIFICATE], name.as_str().as_bytes()].concat(),
             Self::Open { name, ticket } => encode_named(Self::OPEN, name.as_ref(), ticket),
             Self::Seal { name, session } => encode_named(Self::SEAL, name.as_ref(), session),
@@ -58,6 +65,9 @@ impl<'a> Request<'a> {
     /// The request in `bytes`, if it is one of a permitted form.
     pub fn decode(bytes: &'a [u8]) -> Option<Self> {
         match bytes.split_first()? {
+            (&Self::BEGIN, binding) => {
+                (binding.len() <= BINDING_LIMIT).then_some(Self::Begin(binding))
+            }
             (&Self::CERTIFICATE, name) => {
                 let name = std::str::from_utf8(name).ok()?;
                 HostName::new(name).map(Self::Certificate)
@@ -169,6 +179,8 @@ pub enum Introduction {
 pub struct Holdings {
     /// The certificates named by `--cert`, in that order.
     pub certificates: Vec<Holding>,
+    /// Whether there are more by name (`--cert-dir`).
+    pub has_directory: bool,
     /// Whether tickets can be sealed and opened.
     pub has_ticket_keys: bool,
     /// What is wrong, but stops nobody: lines for the log.
@@ -194,6 +206,15 @@ impl Introduction {
     const FAULT: u8 = 0;
     const READY: u8 = 1;
 
+    /// The same for those who are to say nothing of them.
+    #[must_use]
+    pub fn without_warnings(mut self) -> Self {
+        if let Self::Ready(holdings) = &mut self {
+            holdings.warnings.clear();
+        }
+        self
+    }
+
     /// The message as bytes.
     pub fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
@@ -203,7 +224,11 @@ impl Introduction {
                 bytes.extend_from_slice(text.as_bytes());
             }
             Self::Ready(holdings) => {
-                bytes.extend([Self::READY, u8::from(holdings.has_ticket_keys)]);
+                bytes.extend([
+                    Self::READY,
+                    u8::from(holdings.has_directory),
+                    u8::from(holdings.has_ticket_keys),
+                ]);
                 put_list(&mut bytes, holdings.warnings.iter().map(String::as_bytes));
                 put_list(
                     &mut bytes,
@@ -219,10 +244,12 @@ impl Introduction {
         match bytes.split_first()? {
             (&Self::FAULT, text) => Some(Self::Fault(String::from_utf8_lossy(text).into_owned())),
             (&Self::READY, rest) => {
+                let (&has_directory, rest) = rest.split_first()?;
                 let (&has_ticket_keys, mut rest) = rest.split_first()?;
                 let holdings = Holdings {
                     warnings: take_list(&mut rest, text)?,
                     certificates: take_list(&mut rest, Holding::decode)?,
+                    has_directory: has_directory != 0,
                     has_ticket_keys: has_ticket_keys != 0,
                 };
                 rest.is_empty().then_some(Self::Ready(holdings))
@@ -322,6 +349,8 @@ mod tests {
     #[test]
     fn requests_survive_the_way() {
         for request in [
+            Request::Begin(b""),
+            Request::Begin(&[7; BINDING_LIMIT]),
             Request::Certificate(name().unwrap()),
             Request::Open {
                 name: None,
@@ -366,6 +395,7 @@ mod tests {
             b"\x03\x03\xff\xfe\xfdx",
             &[4],
             &[4, 0, 4, 3],
+            &[5; 1 + BINDING_LIMIT + 1],
         ] {
             assert_eq!(Request::decode(bytes), None, "{bytes:?}");
         }
@@ -409,6 +439,7 @@ mod tests {
                     ..holding()
                 },
             ],
+            has_directory: true,
             has_ticket_keys: true,
             warnings: vec!["a".into()],
         });

@@ -28,13 +28,16 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
+use nix::errno::Errno;
 use nix::poll::PollFlags;
 use nix::sys::epoll::{Epoll, EpollCreateFlags};
+use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockType, setsockopt, socketpair, sockopt,
+    AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, getsockopt, send, setsockopt,
+    socket, socketpair, sockopt,
 };
 use nix::sys::time::{TimeVal, TimeValLike as _};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, geteuid};
 
 pub(crate) use opener::{CHAIN_FILE, KEY_FILE, Lookups, Opener};
 
@@ -45,6 +48,7 @@ use crate::sys;
 use crate::tls::{AsksKeeper, Certified};
 use message::{INTRODUCTION_LIMIT, Introduction, Request};
 use process::Audience;
+use shared::Door;
 
 /// A certificate chain and its key, as the options name them.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -57,8 +61,8 @@ pub(crate) struct CertificateFiles {
 /// What the keeper reads, and what it is to know.
 #[derive(Debug)]
 pub(crate) struct KeeperFiles<'a> {
-    /// What tickets are bound to: a session does not resume where other rules hold.
-    pub(crate) binding: &'a [u8],
+    /// What tickets are bound to: a session does not resume where other rules hold. `None`: whoever asks says it.
+    pub(crate) binding: Option<&'a [u8]>,
     pub(crate) certificates: &'a [CertificateFiles],
     pub(crate) ocsp: &'a [PathBuf],
     /// For how many seconds ticket keys are to seal: until the files are read again.
@@ -72,7 +76,7 @@ pub(crate) struct KeeperClient {
     line: Line,
 }
 
-/// The listener's side of a keeper that serves all its connections.
+/// The side of a keeper that serves many connections, where it is the listener's or a service.
 #[derive(Debug)]
 pub(crate) struct SharedKeeper {
     /// What the network processes ask on, each once it has its own socket.
@@ -86,6 +90,8 @@ pub(crate) struct SharedKeeper {
 pub(crate) struct Offer {
     /// In the order of `--cert`.
     pub(crate) certificates: Vec<Certified>,
+    /// Whether there are more by name.
+    pub(crate) has_directory: bool,
     pub(crate) has_ticket_keys: bool,
     pub(crate) keeper: Arc<dyn AsksKeeper>,
     /// For the log.
@@ -114,7 +120,51 @@ impl KeeperClient {
         plan: Plan,
     ) -> Result<Self, Error> {
         let (ours, theirs) = socket_pair(SockType::SeqPacket, ANSWER_SECONDS)?;
-        start_process(|| process::run(&theirs, files, opener.as_ref(), plan, &Audience::One))?;
+        start_process(|| process::run(&theirs, files, opener.as_ref(), plan, Audience::One))?;
+        Ok(Self::with(ours))
+    }
+
+    /// Goes to the keeper service that listens at `path`, and says what its tickets are to be bound to. Nobody else's socket will do:
+    /// whoever may have put it there is root, or whom we were started as.
+    ///
+    /// # Errors
+    /// `System` if it is not there or does not let anybody in, `Setup` if it is a stranger.
+    pub(crate) fn connect(path: &Path, binding: &[u8]) -> Result<Self, Error> {
+        let place = || format!("the keeper at '{}' (--keeper)", path.display());
+        let failed = |error: nix::Error| {
+            let hint = match error {
+                Errno::ENOENT | Errno::ECONNREFUSED => {
+                    ": is it running (imap-tls --keep, or imap-tls-keeper.socket)?"
+                }
+                Errno::EAGAIN => ": it does not keep up",
+                _ => "",
+            };
+            Error::System(format!("cannot reach {}: {}{hint}", place(), error.desc()))
+        };
+        let address = UnixAddr::new(path).map_err(failed)?;
+        let (kind, flags) = (SockType::SeqPacket, SockFlag::SOCK_CLOEXEC);
+        let ours = socket(AddressFamily::Unix, kind, flags, None).map_err(failed)?;
+        // Of connect(2), too, where many are waiting before us.
+        setsockopt(
+            &ours,
+            sockopt::SendTimeout,
+            &TimeVal::seconds(ANSWER_SECONDS),
+        )
+        .map_err(failed)?;
+        be_patient(&ours, ANSWER_SECONDS).map_err(failed)?;
+        sys::uninterrupted(|| connect(ours.as_raw_fd(), &address)).map_err(failed)?;
+        let owner = getsockopt(&ours, sockopt::PeerCredentials)
+            .map_err(failed)?
+            .uid();
+        if owner != 0 && owner != geteuid().as_raw() {
+            return Err(Error::Setup(format!(
+                "{} belongs to uid {owner}, who is not to be trusted with it: root has to start it",
+                place()
+            )));
+        }
+        let begin = Request::Begin(binding).encode();
+        sys::uninterrupted(|| send(ours.as_raw_fd(), &begin, MsgFlags::MSG_NOSIGNAL))
+            .map_err(failed)?;
         Ok(Self::with(ours))
     }
 
@@ -150,6 +200,7 @@ impl KeeperClient {
                 let shown = u8::try_from(certificates.len()).unwrap_or(u8::MAX);
                 Ok(Offer {
                     certificates,
+                    has_directory: holdings.has_directory,
                     has_ticket_keys: holdings.has_ticket_keys,
                     keeper: Arc::new(signer::Asking {
                         line: self.line.clone(),
@@ -187,8 +238,8 @@ impl KeeperClient {
 }
 
 impl SharedKeeper {
-    /// Forks a keeper that serves all who are admitted, and waits until it is ready. It ends when this is dropped and the last
-    /// of them has let go.
+    /// Forks a keeper that serves all who are admitted or, as a service, come to a socket that is listened on; waits until it is
+    /// ready. It ends when this is dropped and the last of them has let go.
     ///
     /// # Errors
     /// As [`KeeperClient::start`] and [`KeeperClient::introduction`].
@@ -196,16 +247,14 @@ impl SharedKeeper {
         files: &KeeperFiles<'_>,
         opener: Option<Opener>,
         plan: Plan,
+        listened_on: Option<BorrowedFd<'_>>,
     ) -> Result<(Self, Offer), Error> {
         let (ours, theirs) = socket_pair(SockType::SeqPacket, ANSWER_SECONDS)?;
         let process = start_process(|| {
             // It serves sessions to their end, also when the listener is told to end with all of its group, as by a terminal's Ctrl-C.
             sys::leave_process_group();
-            match Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC) {
-                Ok(epoll) => {
-                    let audience = Audience::Many(epoll);
-                    process::run(&theirs, files, opener.as_ref(), plan, &audience)
-                }
+            match audience(listened_on, plan.limits.descriptors) {
+                Ok(audience) => process::run(&theirs, files, opener.as_ref(), plan, audience),
                 Err(_) => EXIT_TEMPORARY,
             }
         })?;
@@ -236,6 +285,29 @@ impl SharedKeeper {
         })?;
         Ok(ours)
     }
+}
+
+/// Who is to be answered by a keeper with so many descriptors.
+fn audience(listened_on: Option<BorrowedFd<'_>>, descriptors: u64) -> io::Result<Audience> {
+    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+    let Some(listened_on) = listened_on else {
+        return Ok(Audience::Many(epoll));
+    };
+    let most = descriptors.saturating_sub(SPARE_DESCRIPTORS).max(1);
+    let door = Door {
+        most: usize::try_from(most).unwrap_or(usize::MAX),
+        socket: sys::duplicate(listened_on)?,
+    };
+    Ok(Audience::Service(epoll, door))
+}
+
+/// What a keeper of many has open beside a socket for each connection, and for those of clients that are leaving.
+const SPARE_DESCRIPTORS: u64 = 64;
+
+/// How many descriptors a keeper of so many connections needs, or as many as the superserver allows at all.
+pub(crate) fn descriptors(connections: usize) -> u64 {
+    let most = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(_, hard)| hard);
+    most.min(connections as u64 + SPARE_DESCRIPTORS)
 }
 
 fn start_process(child: impl FnOnce() -> u8) -> Result<Pid, Error> {
@@ -283,8 +355,13 @@ fn socket_pair(kind: SockType, patience: i64) -> Result<(OwnedFd, OwnedFd), Erro
     let failed = |error: nix::Error| Error::system("cannot make the keeper's socket", error.desc());
     let (ours, theirs) =
         socketpair(AddressFamily::Unix, kind, None, SockFlag::SOCK_CLOEXEC).map_err(failed)?;
-    setsockopt(&ours, sockopt::ReceiveTimeout, &TimeVal::seconds(patience)).map_err(failed)?;
+    be_patient(&ours, patience).map_err(failed)?;
     Ok((ours, theirs))
+}
+
+/// Whoever waits for an answer there gives up after so many seconds.
+fn be_patient(socket: &OwnedFd, patience: i64) -> nix::Result<()> {
+    setsockopt(socket, sockopt::ReceiveTimeout, &TimeVal::seconds(patience))
 }
 
 /// Waits for one message, however long it is within the limit.

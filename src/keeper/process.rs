@@ -9,6 +9,7 @@ use rustls::sign::SigningKey;
 
 use super::message::{Holdings, INTRODUCTION_LIMIT, Introduction, REQUEST_LIMIT, Reply, Request};
 use super::opener::Opener;
+use super::shared::Door;
 use super::signing::SignRequest;
 use super::store::{self, Held, Unparsed};
 use super::tickets::{self, TicketKeys};
@@ -26,6 +27,8 @@ pub(super) enum Audience {
     One,
     /// Those whose sockets come over the socket, as the listener's connections begin.
     Many(Epoll),
+    /// Those who come in at a door, until the socket is closed: the keeper service.
+    Service(Epoll, Door),
 }
 
 /// The keeper's life; returns its exit status.
@@ -34,56 +37,73 @@ pub(super) fn run(
     files: &KeeperFiles<'_>,
     opener: Option<&Opener>,
     plan: Plan,
-    audience: &Audience,
+    audience: Audience,
 ) -> u8 {
     let mut kept: Vec<_> = opener
         .map(Opener::descriptor)
         .into_iter()
         .chain([socket.as_fd()])
         .collect();
-    let role = match audience {
+    let role = match &audience {
         Audience::One => Role::Keeper,
         Audience::Many(epoll) => {
             kept.push(epoll.0.as_fd());
             Role::SharedKeeper
+        }
+        Audience::Service(epoll, door) => {
+            kept.extend([epoll.0.as_fd(), door.socket.as_fd()]);
+            Role::KeeperService
         }
     };
     let keeper = Bytes::read(files).and_then(|bytes| {
         let sandboxed = sandbox::enter(role, plan, &kept)?;
         Keeper::parse(bytes, opener, sandboxed)
     });
-    let (introduction, keeper) = match keeper {
-        Ok((holdings, keeper)) => (Introduction::Ready(holdings), Some(keeper)),
-        Err(error) => (Introduction::Fault(error.to_string()), None),
+    let keeper = keeper.and_then(|(holdings, keeper)| {
+        let introduction = Introduction::Ready(holdings);
+        Ok((bounded(&introduction)?, introduction, keeper))
+    });
+    let (bytes, introduction, keeper) = match keeper {
+        Ok(ready) => ready,
+        Err(error) => {
+            say(socket, &Introduction::Fault(error.to_string()).encode());
+            return EXIT_SETUP;
+        }
     };
-    let is_sent = say(socket, &bounded(&introduction));
-    match keeper {
-        Some(keeper) if is_sent => match audience {
-            Audience::One => keeper.answer(socket),
-            Audience::Many(epoll) => shared::answer(&keeper, socket, epoll),
-        },
-        Some(_) => EXIT_TEMPORARY,
-        None => EXIT_SETUP,
+    if !say(socket, &bytes) {
+        return EXIT_TEMPORARY;
+    }
+    match audience {
+        Audience::One => keeper.answer(socket),
+        Audience::Many(epoll) => shared::answer(&keeper, socket, &epoll, None),
+        Audience::Service(epoll, door) => {
+            // Whoever started the service has logged the warnings: a line for each connection would hide others.
+            let introduction = introduction.without_warnings().encode();
+            let keeper = Keeper {
+                introduction,
+                ..keeper
+            };
+            shared::answer(&keeper, socket, &epoll, Some(door))
+        }
     }
 }
 
-/// The introduction, or a fault in its place where it is too long for a message.
-fn bounded(introduction: &Introduction) -> Vec<u8> {
+/// The introduction, unless it is too long for a message.
+fn bounded(introduction: &Introduction) -> Result<Vec<u8>, Error> {
     let bytes = introduction.encode();
     if bytes.len() <= INTRODUCTION_LIMIT {
-        return bytes;
+        return Ok(bytes);
     }
-    let why = format!(
+    Err(Error::Setup(format!(
         "the certificate chains (--cert) and OCSP responses (--ocsp) have {} octets together, and {INTRODUCTION_LIMIT} is the limit: \
          name fewer, and use --cert-dir for certificates of many names",
         bytes.len()
-    );
-    Introduction::Fault(why).encode()
+    )))
 }
 
 /// What was read with privileges, and not looked at yet. Ticket keys are our own file, and no one else's to write.
 struct Bytes {
-    binding: Vec<u8>,
+    binding: Option<Vec<u8>>,
     certificates: Vec<Unparsed>,
     ocsp: Vec<(Place, Vec<u8>)>,
     tickets: tickets::Loaded,
@@ -98,7 +118,7 @@ impl Bytes {
             Ok((place, bytes))
         });
         Ok(Self {
-            binding: files.binding.to_vec(),
+            binding: files.binding.map(<[u8]>::to_vec),
             certificates: certificates.collect::<Result<_, _>>()?,
             ocsp: ocsp.collect::<Result<_, _>>()?,
             tickets: files
@@ -118,9 +138,11 @@ fn now() -> u64 {
 
 /// A keeper in its sandbox.
 pub(super) struct Keeper<'a> {
-    /// What every ticket is bound to, beside the name (RFC 9325 section 4.2.2 and CVE-2014-3616: virtual host confusion).
-    binding: Vec<u8>,
+    /// What all tickets are bound to, if that is the same for all.
+    binding: Option<Vec<u8>>,
     held: Vec<Held>,
+    /// For those who begin; empty where nobody has to.
+    introduction: Vec<u8>,
     opener: Option<&'a Opener>,
     sandboxed: Sandboxed,
     tickets: Option<TicketKeys>,
@@ -129,17 +151,11 @@ pub(super) struct Keeper<'a> {
 /// What one network process may still ask for, and the key of the certificate that it asked for by name, until it has signed: clients
 /// that begin a handshake and fall silent shall not fill a shared keeper's memory. Nothing of one is ever seen by another.
 pub(super) struct Asker {
+    /// What its tickets are bound to, beside the name (RFC 9325 section 4.2.2 and CVE-2014-3616: virtual host confusion). `None` until
+    /// it is known: till then nothing else is answered.
+    binding: Option<Vec<u8>>,
     named: Option<Arc<dyn SigningKey>>,
     permits: Permits,
-}
-
-impl Asker {
-    pub(super) fn new() -> Self {
-        Self {
-            named: None,
-            permits: PERMITS,
-        }
-    }
 }
 
 /// How often each thing may still be asked for: what one handshake needs, so that a hole in the network process does not make
@@ -182,12 +198,14 @@ impl<'a> Keeper<'a> {
         }
         let holdings = Holdings {
             certificates: held.iter().map(|held| held.holding.clone()).collect(),
+            has_directory: opener.is_some(),
             has_ticket_keys: bytes.tickets.keys.is_some(),
             warnings,
         };
         let keeper = Self {
             binding: bytes.binding,
             held,
+            introduction: Vec::new(),
             opener,
             sandboxed,
             tickets: bytes.tickets.keys,
@@ -197,7 +215,7 @@ impl<'a> Keeper<'a> {
 
     /// Answers until the network process lets go. A request too many or of another form is refused, and ends the keeper.
     fn answer(self, socket: &OwnedFd) -> u8 {
-        let mut asker = Asker::new();
+        let mut asker = self.new_asker();
         // One octet more than the limit, so that a request over it is seen to be too long and not cut to fit.
         let mut buffer = vec![0; REQUEST_LIMIT + 1];
         loop {
@@ -215,6 +233,15 @@ impl<'a> Keeper<'a> {
         }
     }
 
+    /// Somebody who may ask as much as one handshake needs.
+    pub(super) fn new_asker(&self) -> Asker {
+        Asker {
+            binding: self.binding.clone(),
+            named: None,
+            permits: PERMITS,
+        }
+    }
+
     /// Whether this keeper had better be replaced.
     pub(super) fn has_lost_opener(&self) -> bool {
         self.opener.is_some_and(Opener::is_lost)
@@ -223,7 +250,17 @@ impl<'a> Keeper<'a> {
     /// Answers one request.
     pub(super) fn reply(&self, asker: &mut Asker, bytes: &[u8]) -> Result<Vec<u8>, Refusal> {
         let permits = &mut asker.permits;
-        let reply = match Request::decode(bytes).ok_or(Refusal)? {
+        let request = Request::decode(bytes).ok_or(Refusal)?;
+        let Some(binding) = &asker.binding else {
+            let Request::Begin(binding) = request else {
+                return Err(Refusal);
+            };
+            asker.binding = Some(binding.to_vec());
+            return Ok(self.introduction.clone());
+        };
+        let reply = match request {
+            // There is but one beginning: whoever has heard a client chooses no other.
+            Request::Begin(_) => return Err(Refusal),
             Request::Certificate(name) => {
                 permit(&mut permits.certificates)?;
                 match self.find(&name) {
@@ -238,7 +275,7 @@ impl<'a> Keeper<'a> {
             Request::Open { name, ticket } => {
                 permit(&mut permits.opens)?;
                 let keys = self.tickets.as_ref().ok_or(Refusal)?;
-                match keys.open(&self.context(name.as_ref()), ticket, now()) {
+                match keys.open(&context(binding, name.as_ref()), ticket, now()) {
                     Some(session) => Reply::Opened(&session).encode(),
                     None => Reply::Nothing.encode(),
                 }
@@ -246,7 +283,7 @@ impl<'a> Keeper<'a> {
             Request::Seal { name, session } => {
                 permit(&mut permits.seals)?;
                 let keys = self.tickets.as_ref().ok_or(Refusal)?;
-                match keys.seal(&self.context(name.as_ref()), session, now()) {
+                match keys.seal(&context(binding, name.as_ref()), session, now()) {
                     Some(ticket) => Reply::Sealed(&ticket).encode(),
                     None => Reply::Nothing.encode(),
                 }
@@ -287,11 +324,6 @@ impl<'a> Keeper<'a> {
         Ok(None)
     }
 
-    fn context(&self, name: Option<&HostName>) -> Vec<u8> {
-        let name = name.map_or("", HostName::as_str);
-        [self.binding.as_slice(), name.as_bytes()].concat()
-    }
-
     /// The certificate that was asked for by name has the place behind those of the introduction.
     ///
     /// Its key is let go of at once: there is no second signature, not after a HelloRetryRequest either, which comes before the first.
@@ -303,6 +335,11 @@ impl<'a> Keeper<'a> {
             .sign(request.message)
             .ok()
     }
+}
+
+fn context(binding: &[u8], name: Option<&HostName>) -> Vec<u8> {
+    let name = name.map_or("", HostName::as_str);
+    [binding, name.as_bytes()].concat()
 }
 
 fn permit(left: &mut u8) -> Result<(), Refusal> {

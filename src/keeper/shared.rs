@@ -1,9 +1,10 @@
-//! One keeper for many connections, under the listener: each network process has a socket of its own to it, and permits of its
-//! own, so that none can disturb or observe another.
+//! One keeper for many connections, under the listener or as a service: each network process has a socket of its own to it, and
+//! permits of its own, so that none can disturb or observe another.
 
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::libc::c_int;
@@ -17,8 +18,10 @@ use super::process::{Asker, Keeper};
 use crate::error::EXIT_TEMPORARY;
 use crate::sys;
 
-/// How epoll calls the listener's socket; the askers are numbered from 1.
+/// How epoll calls the socket to whoever started this keeper; the askers are numbered from 2.
 const CONTROL: u64 = 0;
+/// The same for the service's door.
+const DOOR: u64 = 1;
 /// How many events are taken at once.
 const EVENTS: usize = 64;
 /// What goes with each descriptor that is handed over: a message without an octet could not be told from end of file.
@@ -61,6 +64,25 @@ fn take_over(control: BorrowedFd<'_>) -> nix::Result<Option<Option<OwnedFd>>> {
     Ok(Some(taken))
 }
 
+/// How long nobody is let in when the system has nothing to give.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Where network processes come in by themselves.
+#[derive(Debug)]
+pub(super) struct Door {
+    /// How many there may be at a time. The others wait outside.
+    pub(super) most: usize,
+    /// A socket that is listened on.
+    pub(super) socket: OwnedFd,
+}
+
+/// A door, and whether anybody looks who is there.
+struct Entrance {
+    door: Door,
+    is_paused: bool,
+    is_watched: bool,
+}
+
 /// A network process, as the keeper sees it.
 struct Connection {
     asker: Asker,
@@ -74,19 +96,36 @@ struct Askers<'a> {
     next: u64,
 }
 
-/// Answers everybody until the listener and the last connection have let go; returns the exit status.
-pub(super) fn answer(keeper: &Keeper<'_>, control: &OwnedFd, epoll: &Epoll) -> u8 {
+/// Answers everybody until whoever started this keeper and the last connection have let go; returns the exit status.
+pub(super) fn answer(
+    keeper: &Keeper<'_>,
+    control: &OwnedFd,
+    epoll: &Epoll,
+    door: Option<Door>,
+) -> u8 {
     let mut askers = Askers {
         connections: BTreeMap::new(),
         epoll,
-        next: CONTROL + 1,
+        next: DOOR + 1,
     };
-    let mut is_listener_there = epoll.add(control, readable(CONTROL)).is_ok();
+    let mut entrance = door.map(|door| Entrance {
+        door,
+        is_paused: false,
+        is_watched: false,
+    });
+    let mut is_starter_there = epoll.add(control, readable(CONTROL)).is_ok();
     let mut events = [EpollEvent::empty(); EVENTS];
     // One octet more than the limit, so that a request over it is seen to be too long and not cut to fit.
     let mut buffer = vec![0; REQUEST_LIMIT + 1];
-    while is_listener_there || !askers.connections.is_empty() {
-        let count = match sys::wait_for_events(epoll, &mut events) {
+    while is_starter_there || !askers.connections.is_empty() {
+        let mut limit = None;
+        if let Some(entrance) = &mut entrance {
+            if entrance.mind(epoll, askers.connections.len()).is_err() {
+                return EXIT_TEMPORARY;
+            }
+            limit = std::mem::take(&mut entrance.is_paused).then_some(PAUSE);
+        }
+        let count = match sys::wait_for_events(epoll, &mut events, limit) {
             Ok(count) => count,
             Err(error) if error.kind() == ErrorKind::Interrupted => continue,
             Err(_) => return EXIT_TEMPORARY,
@@ -95,14 +134,22 @@ pub(super) fn answer(keeper: &Keeper<'_>, control: &OwnedFd, epoll: &Epoll) -> u
         for event in events.iter().take(count) {
             match event.data() {
                 CONTROL => {
-                    is_listener_there = askers.admit(control);
-                    if !is_listener_there && epoll.delete(control).is_err() {
+                    // The service has nothing to hand over: it has let go.
+                    is_starter_there = entrance.is_none() && askers.admit(keeper, control);
+                    if !is_starter_there && epoll.delete(control).is_err() {
                         return EXIT_TEMPORARY;
+                    }
+                    // Who is outside is another keeper's.
+                    entrance = None;
+                }
+                DOOR => {
+                    if let Some(entrance) = &mut entrance {
+                        entrance.let_in(keeper, &mut askers);
                     }
                 }
                 number => askers.serve(number, keeper, &mut buffer),
             }
-            // The listener starts another keeper, with another opener.
+            // Another keeper is started, with another opener.
             if keeper.has_lost_opener() {
                 return EXIT_TEMPORARY;
             }
@@ -115,18 +162,47 @@ fn readable(number: u64) -> EpollEvent {
     EpollEvent::new(EpollFlags::EPOLLIN, number)
 }
 
+impl Entrance {
+    /// Looks who is there while there is room.
+    fn mind(&mut self, epoll: &Epoll, count: usize) -> nix::Result<()> {
+        let has_room = count < self.door.most && !self.is_paused;
+        if has_room != self.is_watched {
+            if has_room {
+                epoll.add(&self.door.socket, readable(DOOR))?;
+            } else {
+                epoll.delete(&self.door.socket)?;
+            }
+            self.is_watched = has_room;
+        }
+        Ok(())
+    }
+
+    /// Lets in who is there, one in a round.
+    fn let_in(&mut self, keeper: &Keeper<'_>, askers: &mut Askers<'_>) {
+        match sys::accept(self.door.socket.as_fd()) {
+            Ok(socket) => askers.add(keeper.new_asker(), socket),
+            // Another keeper was quicker, or whoever was there has gone.
+            Err(Errno::EAGAIN | Errno::EINTR | Errno::ECONNABORTED) => {}
+            Err(_) => self.is_paused = true,
+        }
+    }
+}
+
 impl Askers<'_> {
+    fn add(&mut self, asker: Asker, socket: OwnedFd) {
+        // Where it cannot be watched it is closed, and the network process told by that.
+        if self.epoll.add(&socket, readable(self.next)).is_ok() {
+            self.connections
+                .insert(self.next, Connection { asker, socket });
+            self.next += 1;
+        }
+    }
+
     /// Admits one more; returns whether the listener is still there.
-    fn admit(&mut self, control: &OwnedFd) -> bool {
+    fn admit(&mut self, keeper: &Keeper<'_>, control: &OwnedFd) -> bool {
         match take_over(control.as_fd()) {
             Ok(Some(Some(socket))) => {
-                // Where it cannot be watched it is closed, and the network process told by that.
-                if self.epoll.add(&socket, readable(self.next)).is_ok() {
-                    let asker = Asker::new();
-                    self.connections
-                        .insert(self.next, Connection { asker, socket });
-                    self.next += 1;
-                }
+                self.add(keeper.new_asker(), socket);
                 true
             }
             Ok(Some(None)) | Err(Errno::EAGAIN | Errno::EINTR) => true,

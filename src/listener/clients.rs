@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, SockaddrStorage, getpeername, send};
 
-use super::sockets::accept;
 use super::table::{Full, Source};
 use super::{Listener, Service, Started};
 use crate::activation::inet;
 use crate::admission::Wish;
+use crate::sys;
 
 /// How many clients are accepted before something else is looked at.
 const ACCEPTS: usize = 32;
@@ -28,7 +28,7 @@ impl<S: Service> Listener<'_, S> {
             let Some(socket) = self.sockets.descriptors().nth(number) else {
                 return;
             };
-            match accept(socket) {
+            match sys::accept(socket) {
                 Ok(client) => {
                     self.next_client = Some(client);
                     self.start_next_client();

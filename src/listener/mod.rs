@@ -4,7 +4,6 @@
 //! serves the clients is the business of [`Service`].
 
 mod clients;
-mod notify;
 mod refusals;
 mod sockets;
 mod table;
@@ -19,14 +18,14 @@ use nix::sys::signalfd::SignalFd;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-pub(crate) use sockets::{Sockets, can_be_bound};
+pub(crate) use sockets::{Sockets, can_be_bound, can_be_made};
 
 use crate::admission::Application;
 use crate::cli::Listening;
 use crate::error::{EXIT_TEMPORARY, Error};
 use crate::log::Log;
+use crate::notify::Notifier;
 use crate::sys;
-use notify::Notifier;
 use refusals::Refusals;
 use table::Table;
 

@@ -9,15 +9,15 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, UnixAddr, accept4, bind, connect,
-    getsockname, listen, setsockopt, socket, sockopt,
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, UnixAddr, bind, connect,
+    getsockname, getsockopt, listen, setsockopt, socket, sockopt,
 };
+use nix::sys::stat::{Mode, umask};
 use nix::unistd::AccessFlags;
 
 use crate::activation::inet;
 use crate::cli::ListenAddress;
 use crate::error::Error;
-use crate::sys;
 
 /// One that is listened on.
 #[derive(Debug)]
@@ -57,16 +57,57 @@ impl Sockets {
                 socket,
             });
         }
-        for Opened { name, socket, .. } in &sockets {
-            // Whoever shares a socket may have taken the client that poll(2) announced.
-            let flags = fcntl(socket, FcntlArg::F_GETFL).map(OFlag::from_bits_truncate);
-            flags
-                .and_then(|flags| fcntl(socket, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)))
-                .map_err(|error| {
-                    Error::system(format!("cannot use socket {name}"), error.desc())
-                })?;
-        }
+        sockets.iter().try_for_each(do_not_block)?;
         Ok(Self(sockets))
+    }
+
+    /// The one that network processes come to: systemd's, or at a path where nobody but our own user may connect.
+    ///
+    /// # Errors
+    /// `Setup` if there is none, or it is of another kind.
+    pub(crate) fn of_keeper(path: Option<&Path>, inherited: Vec<OwnedFd>) -> Result<Self, Error> {
+        let mut inherited = inherited.into_iter();
+        let opened = match (inherited.next(), inherited.next(), path) {
+            (None, _, None) => {
+                return Err(Error::Usage(
+                    "--keep without --keeper SOCKET: say where network processes come to, or have systemd listen there"
+                        .to_owned(),
+                ));
+            }
+            (None, _, Some(path)) => open_keepers(path).map_err(|error| {
+                Error::setup(
+                    format!("cannot listen on '{}' (--keeper)", path.display()),
+                    error.desc(),
+                )
+            })?,
+            (Some(socket), None, _) => {
+                if getsockopt(&socket, sockopt::SockType) != Ok(SockType::SeqPacket) {
+                    return Err(Error::Setup(
+                        "LISTEN_FDS: the keeper needs a socket of ListenSequentialPacket="
+                            .to_owned(),
+                    ));
+                }
+                let name = name(socket.as_fd());
+                let path = None;
+                Opened { name, path, socket }
+            }
+            (Some(_), Some(_), _) => {
+                return Err(Error::Setup(
+                    "LISTEN_FDS: the keeper needs one socket, and there are several".to_owned(),
+                ));
+            }
+        };
+        do_not_block(&opened)?;
+        Ok(Self(vec![opened]))
+    }
+
+    /// The first, of one or more.
+    ///
+    /// # Errors
+    /// `System` after [`Self::close`].
+    pub(crate) fn first(&self) -> Result<BorrowedFd<'_>, Error> {
+        let socket = self.descriptors().next();
+        socket.ok_or_else(|| Error::System("nothing is listened on any more".to_owned()))
     }
 
     pub(super) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
@@ -74,7 +115,7 @@ impl Sockets {
     }
 
     /// Listens no more. Who comes meanwhile is refused by the kernel, or waits at the socket that systemd keeps.
-    pub(super) fn close(&mut self) {
+    pub(crate) fn close(&mut self) {
         for opened in self.0.drain(..) {
             if let Some(path) = opened.path {
                 // It may have been removed already.
@@ -99,22 +140,20 @@ impl fmt::Display for Sockets {
 pub(crate) fn can_be_bound(address: &ListenAddress) -> nix::Result<()> {
     match address {
         ListenAddress::Inet(address) => bind_inet(*address, &[]).map(drop),
-        ListenAddress::Unix(path) => {
-            // A bare name's is "".
-            let directory = path
-                .parent()
-                .filter(|parent| !parent.as_os_str().is_empty());
-            nix::unistd::access(directory.unwrap_or(Path::new(".")), AccessFlags::W_OK)
-        }
+        ListenAddress::Unix(path) => can_be_made(path),
     }
 }
 
-/// Takes a client that has arrived.
+/// The same for a path.
 ///
 /// # Errors
-/// As accept4(2): `EAGAIN` where there is none.
-pub(super) fn accept(socket: BorrowedFd<'_>) -> nix::Result<OwnedFd> {
-    accept4(socket.as_raw_fd(), SockFlag::SOCK_CLOEXEC).map(sys::own_received)
+/// As access(2).
+pub(crate) fn can_be_made(path: &Path) -> nix::Result<()> {
+    // A bare name's is "".
+    let directory = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty());
+    nix::unistd::access(directory.unwrap_or(Path::new(".")), AccessFlags::W_OK)
 }
 
 fn open(address: &ListenAddress, all: &[ListenAddress]) -> nix::Result<Opened> {
@@ -122,7 +161,7 @@ fn open(address: &ListenAddress, all: &[ListenAddress]) -> nix::Result<Opened> {
         ListenAddress::Inet(address) => {
             bind_inet(*address, all).and_then(|socket| begin(socket, None))
         }
-        ListenAddress::Unix(path) => open_unix(path),
+        ListenAddress::Unix(path) => open_unix(path, SockType::Stream),
     }
 }
 
@@ -132,7 +171,7 @@ fn bind_inet(address: SocketAddr, all: &[ListenAddress]) -> nix::Result<OwnedFd>
         IpAddr::V6(_) => AddressFamily::Inet6,
     };
     let v4 = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), address.port());
-    let socket = match new_socket(family) {
+    let socket = match new_socket(family, SockType::Stream) {
         // All addresses of a machine without IPv6.
         Err(Errno::EAFNOSUPPORT) if address.ip().is_unspecified() && address.is_ipv6() => {
             return bind_inet(v4, all);
@@ -148,16 +187,34 @@ fn bind_inet(address: SocketAddr, all: &[ListenAddress]) -> nix::Result<OwnedFd>
     Ok(socket)
 }
 
-fn open_unix(path: &Path) -> nix::Result<Opened> {
+fn open_unix(path: &Path, kind: SockType) -> nix::Result<Opened> {
     let address = UnixAddr::new(path)?;
-    remove_stale(path, &address);
-    let socket = new_socket(AddressFamily::Unix)?;
+    remove_stale(path, &address, kind);
+    let socket = new_socket(AddressFamily::Unix, kind)?;
     bind(socket.as_raw_fd(), &address)?;
     begin(socket, Some(path.to_owned()))
 }
 
-fn new_socket(family: AddressFamily) -> nix::Result<OwnedFd> {
-    socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)
+/// Nobody may come in the time between bind(2) and chmod(2), so the mode is there from the start.
+fn open_keepers(path: &Path) -> nix::Result<Opened> {
+    let before = umask(Mode::all() & !(Mode::S_IRUSR | Mode::S_IWUSR));
+    let opened = open_unix(path, SockType::SeqPacket);
+    umask(before);
+    opened
+}
+
+/// Whoever shares a socket may have taken the client that poll(2) announced.
+fn do_not_block(opened: &Opened) -> Result<(), Error> {
+    let Opened { name, socket, .. } = opened;
+    let flags = fcntl(socket, FcntlArg::F_GETFL).map(OFlag::from_bits_truncate);
+    flags
+        .and_then(|flags| fcntl(socket, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)))
+        .map(drop)
+        .map_err(|error| Error::system(format!("cannot use socket {name}"), error.desc()))
+}
+
+fn new_socket(family: AddressFamily, kind: SockType) -> nix::Result<OwnedFd> {
+    socket(family, kind, SockFlag::SOCK_CLOEXEC, None)
 }
 
 fn begin(socket: OwnedFd, path: Option<PathBuf>) -> nix::Result<Opened> {
@@ -170,12 +227,12 @@ fn begin(socket: OwnedFd, path: Option<PathBuf>) -> nix::Result<Opened> {
 }
 
 /// A socket that nobody listens on any more is in the way. Anything else stays where it is, and binding says so.
-fn remove_stale(path: &Path, address: &UnixAddr) {
+fn remove_stale(path: &Path, address: &UnixAddr, kind: SockType) {
     let is_socket = std::fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket());
     if !is_socket {
         return;
     }
-    let Ok(probe) = new_socket(AddressFamily::Unix) else {
+    let Ok(probe) = new_socket(AddressFamily::Unix, kind) else {
         return;
     };
     if connect(probe.as_raw_fd(), address) == Err(Errno::ECONNREFUSED) {
@@ -201,6 +258,7 @@ fn name(socket: BorrowedFd<'_>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys;
 
     fn open(texts: &[&str]) -> Result<Sockets, Error> {
         let addresses: Vec<ListenAddress> =
@@ -250,9 +308,9 @@ mod tests {
     fn there_are_clients_or_there_are_none_and_nobody_waits() {
         let sockets = open(&["127.0.0.1:0"]).unwrap();
         let socket = sockets.descriptors().next().unwrap();
-        assert_eq!(accept(socket).unwrap_err(), Errno::EAGAIN);
+        assert_eq!(sys::accept(socket).unwrap_err(), Errno::EAGAIN);
         let client = std::net::TcpStream::connect(sockets.to_string()).unwrap();
-        accept(socket).unwrap();
+        sys::accept(socket).unwrap();
         drop(client);
     }
 }

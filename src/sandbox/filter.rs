@@ -16,7 +16,9 @@ use seccompiler::{
 
 use super::Role;
 use crate::error::Error;
-use tables::{Argument, COMMON, DEBUG, KEEPER, NETWORK, OPENER, Rule, SHARED_KEEPER};
+use tables::{
+    Argument, COMMON, DEBUG, KEEPER, KEEPER_SERVICE, NETWORK, OPENER, Rule, SHARED_KEEPER,
+};
 
 #[cfg(any(test, target_arch = "aarch64"))]
 mod aarch64;
@@ -49,6 +51,7 @@ pub(crate) fn compile(role: Role) -> Result<Program, Error> {
 fn rules(role: Role) -> impl Iterator<Item = &'static Rule> {
     let own = match role {
         Role::Keeper => KEEPER,
+        Role::KeeperService => KEEPER_SERVICE,
         Role::Network => NETWORK,
         Role::Opener => OPENER,
         Role::SharedKeeper => SHARED_KEEPER,
@@ -75,6 +78,7 @@ fn tree(role: Role) -> Option<&'static [sock_filter]> {
     ))]
     return Some(match role {
         Role::Keeper => trees::KEEPER,
+        Role::KeeperService => trees::KEEPER_SERVICE,
         Role::Network => trees::NETWORK,
         Role::Opener => trees::OPENER,
         Role::SharedKeeper => trees::SHARED_KEEPER,

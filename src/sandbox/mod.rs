@@ -25,6 +25,8 @@ use kernel::Denied;
 pub(crate) enum Role {
     /// Holds the private key; talks to one network process alone.
     Keeper,
+    /// The same as a service, for all who come to its socket.
+    KeeperService,
     /// The same under the listener, for all its connections.
     SharedKeeper,
     /// Reads from the network.

@@ -9,6 +9,7 @@ use std::ffi::{CStr, CString, OsStr};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicI32, Ordering};
+use std::time::Duration;
 
 pub use memory::Allocator;
 pub(crate) use memory::{give_back_free_memory, note_stack};
@@ -18,6 +19,7 @@ use nix::libc;
 use nix::sys::epoll::{Epoll, EpollEvent};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::socket::{SockFlag, accept4};
 use nix::unistd::{ForkResult, Pid};
 
 /// Turns the `-1` of a system call into the error it set.
@@ -126,12 +128,27 @@ pub(crate) fn own_received(number: RawFd) -> OwnedFd {
     unsafe { OwnedFd::from_raw_fd(number) }
 }
 
-/// Waits for events, by the one system call that all libraries and architectures have for it: epoll_pwait(2).
+/// Takes a client that has arrived.
+///
+/// # Errors
+/// As accept4(2): `EAGAIN` where there is none, and the socket does not block.
+pub(crate) fn accept(socket: BorrowedFd<'_>) -> nix::Result<OwnedFd> {
+    accept4(socket.as_raw_fd(), SockFlag::SOCK_CLOEXEC).map(own_received)
+}
+
+/// Waits for events, or so long, by the one system call that all libraries and architectures have for it: epoll_pwait(2).
 ///
 /// # Errors
 /// As epoll_pwait(2).
-pub(crate) fn wait_for_events(epoll: &Epoll, events: &mut [EpollEvent]) -> io::Result<usize> {
+pub(crate) fn wait_for_events(
+    epoll: &Epoll,
+    events: &mut [EpollEvent],
+    limit: Option<Duration>,
+) -> io::Result<usize> {
     const FOR_EVER: libc::c_int = -1;
+    let limit = limit.map_or(FOR_EVER, |limit| {
+        libc::c_int::try_from(limit.as_millis()).unwrap_or(libc::c_int::MAX)
+    });
     let most = libc::c_int::try_from(events.len()).unwrap_or(libc::c_int::MAX);
     // SAFETY: nix's event is the kernel's, `most` of them are borrowed for writing, and there is no signal mask.
     let count = checked(unsafe {
@@ -139,7 +156,7 @@ pub(crate) fn wait_for_events(epoll: &Epoll, events: &mut [EpollEvent]) -> io::R
             epoll.0.as_raw_fd(),
             events.as_mut_ptr().cast(),
             most,
-            FOR_EVER,
+            limit,
             std::ptr::null(),
         )
     })?;

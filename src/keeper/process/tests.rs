@@ -73,7 +73,7 @@ fn bytes(made: &rcgen::CertifiedKey, ticket_keys: Option<TicketKeys>) -> Bytes {
         warnings: Vec::new(),
     };
     Bytes {
-        binding: b"binding".to_vec(),
+        binding: Some(b"binding".to_vec()),
         certificates: vec![certificate],
         ocsp: Vec::new(),
         tickets,
@@ -223,7 +223,7 @@ fn a_certificate_found_by_name_signs_once_and_is_let_go_of() {
     let Held { key, .. } = store::parse(&bytes.certificates[0], &Sandboxed::pretended()).unwrap();
     let held = Arc::downgrade(&key);
     let (_, keeper) = Keeper::parse(bytes, None, Sandboxed::pretended()).unwrap();
-    let mut asker = Asker::new();
+    let mut asker = keeper.new_asker();
     asker.named = Some(key);
     let message = tls13_input();
     let reply = keeper.reply(&mut asker, &sign(1, SCHEME, &message));
@@ -275,14 +275,172 @@ fn more_certificates_than_a_message_holds_are_a_fault_that_says_so() {
             certificates: vec![holding],
             ..Holdings::default()
         };
-        Introduction::decode(&bounded(&Introduction::Ready(holdings)))
+        bounded(&Introduction::Ready(holdings))
     };
-    assert!(matches!(
-        introduction(INTRODUCTION_LIMIT / 2),
-        Some(Introduction::Ready(_))
-    ));
-    let Some(Introduction::Fault(why)) = introduction(INTRODUCTION_LIMIT) else {
-        panic!("a message that is too long");
-    };
+    assert!(introduction(INTRODUCTION_LIMIT / 2).is_ok());
+    let why = introduction(INTRODUCTION_LIMIT).unwrap_err().to_string();
     assert!(why.contains("--cert-dir"), "{why}");
+}
+
+/// A keeper service in a thread, and the way to it.
+struct Serving {
+    /// Whoever started it has this.
+    control: OwnedFd,
+    path: std::path::PathBuf,
+    thread: JoinHandle<u8>,
+}
+
+impl Serving {
+    /// With room for so many at a time.
+    fn start(most: usize) -> Self {
+        use nix::sys::epoll::EpollCreateFlags;
+        use nix::sys::socket::{AddressFamily, Backlog, SockFlag, UnixAddr, bind, listen, socket};
+        static NUMBER: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+        let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let name = format!("imap-tls-keeper.{}.{number}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let door = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None).unwrap();
+        bind(door.as_raw_fd(), &UnixAddr::new(&path).unwrap()).unwrap();
+        listen(&door, Backlog::MAXCONN).unwrap();
+        let (control, theirs) = socket_pair(SockType::SeqPacket, 10).unwrap();
+        let made = rcgen::generate_simple_self_signed(["mail.example".to_owned()]).unwrap();
+        let bytes = Bytes {
+            binding: None,
+            ..bytes(&made, Some(ticket_keys()))
+        };
+        let thread = std::thread::spawn(move || {
+            let (holdings, keeper) = Keeper::parse(bytes, None, Sandboxed::pretended()).unwrap();
+            let keeper = Keeper {
+                introduction: Introduction::Ready(holdings).encode(),
+                ..keeper
+            };
+            let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap();
+            let door = Door { most, socket: door };
+            shared::answer(&keeper, &theirs, &epoll, Some(door))
+        });
+        Self {
+            control,
+            path,
+            thread,
+        }
+    }
+
+    /// One more network process, which has said what its tickets are bound to.
+    fn come(&self, binding: &[u8]) -> super::super::KeeperClient {
+        super::super::KeeperClient::connect(&self.path, binding).unwrap()
+    }
+
+    /// Its exit status, once it has been let go of.
+    fn end(self) -> u8 {
+        drop(self.control);
+        std::fs::remove_file(&self.path).unwrap();
+        self.thread.join().unwrap()
+    }
+}
+
+fn ask(client: &super::super::KeeperClient, request: &[u8]) -> Option<Vec<u8>> {
+    let asked = client.with_descriptor(|socket| {
+        send(socket.as_raw_fd(), request, MsgFlags::MSG_NOSIGNAL).ok()?;
+        receive_whole(socket).ok()
+    });
+    asked.unwrap()
+}
+
+#[test]
+fn whoever_comes_to_the_service_begins_once() {
+    let service = Serving::start(10);
+    let client = service.come(b"binding");
+    let offer = client.introduction().unwrap();
+    assert_eq!(offer.certificates.len(), 1);
+    let again = Request::Begin(b"another").encode();
+    assert_eq!(ask(&client, &again), Some(Reply::Refused.encode()));
+    assert_eq!(ask(&client, &good_sign()), None);
+    assert_eq!(service.end(), 0);
+}
+
+#[test]
+fn nothing_is_answered_before_the_beginning() {
+    use nix::sys::socket::{AddressFamily, SockFlag, UnixAddr, connect, socket};
+    let service = Serving::start(10);
+    for request in [good_sign(), seal(b"session"), b"".to_vec(), vec![5; 100]] {
+        let flags = SockFlag::SOCK_CLOEXEC;
+        let ours = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None).unwrap();
+        connect(ours.as_raw_fd(), &UnixAddr::new(&service.path).unwrap()).unwrap();
+        send(ours.as_raw_fd(), &request, MsgFlags::MSG_NOSIGNAL).unwrap();
+        let answer = receive_whole(ours.as_fd()).ok();
+        // An empty message is an end of file.
+        let expected = (!request.is_empty()).then(|| Reply::Refused.encode());
+        assert_eq!(answer, expected, "{request:?}");
+    }
+    assert_eq!(service.end(), 0);
+}
+
+#[test]
+fn tickets_of_the_service_are_bound_to_what_was_said_in_the_beginning() {
+    let service = Serving::start(10);
+    let introduced = |binding| {
+        let client = service.come(binding);
+        client.introduction().unwrap();
+        client
+    };
+    let sealed = ask(&introduced(b"i"), &seal(b"session")).unwrap();
+    let Some(Reply::Sealed(ticket)) = Reply::decode(&sealed) else {
+        panic!("no ticket");
+    };
+    for (binding, expected) in [
+        (b"i".as_slice(), Reply::Opened(b"session")),
+        (b"r", Reply::Nothing),
+        (b"", Reply::Nothing),
+        (b"im", Reply::Nothing),
+    ] {
+        let opened = ask(&introduced(binding), &open("mail.example", ticket));
+        assert_eq!(opened, Some(expected.encode()), "{binding:?}");
+    }
+    assert_eq!(service.end(), 0);
+}
+
+#[test]
+fn the_service_lets_in_as_many_as_there_is_room_for() {
+    let service = Serving::start(2);
+    let (first, second) = (service.come(b"i"), service.come(b"i"));
+    first.introduction().unwrap();
+    second.introduction().unwrap();
+    let third = service.come(b"i");
+    // Those inside are answered, and whoever waits outside is not.
+    assert!(ask(&first, &seal(b"x")).is_some());
+    assert!(
+        third
+            .with_descriptor(|socket| {
+                matches!(
+                    crate::channel::is_ready(socket, nix::poll::PollFlags::POLLIN),
+                    Ok(false)
+                )
+            })
+            .unwrap()
+    );
+    first.release();
+    third.introduction().unwrap();
+    drop((second, third));
+    assert_eq!(service.end(), 0);
+}
+
+#[test]
+fn a_service_that_was_let_go_of_answers_those_inside_and_nobody_else() {
+    let service = Serving::start(2);
+    let inside = service.come(b"i");
+    inside.introduction().unwrap();
+    let Serving {
+        control,
+        path,
+        thread,
+    } = service;
+    drop(control);
+    // Its door is closed with its first look at that, which it has before it answers this.
+    assert!(ask(&inside, &good_sign()).is_some());
+    while super::super::KeeperClient::connect(&path, b"i").is_ok() {}
+    assert!(ask(&inside, &seal(b"x")).is_some());
+    inside.release();
+    assert_eq!(thread.join().unwrap(), 0);
+    std::fs::remove_file(path).unwrap();
 }

@@ -119,6 +119,13 @@ pub(super) const SHARED_KEEPER: &[Rule] = &[
     rule!(SYS_recvmsg, "a connection's socket, from the listener"),
 ];
 
+/// The same, and nobody hands them over.
+pub(super) const KEEPER_SERVICE: &[Rule] = &[
+    rule!(SYS_accept4, "network processes, at the service's socket"),
+    rule!(SYS_epoll_ctl, "who may ask, and who no longer"),
+    rule!(SYS_epoll_pwait, "waiting for all of them"),
+];
+
 /// Reading a name's files, beneath its directory or where links in there lead.
 pub(super) const OPENER: &[Rule] = &[
     rule!(SYS_fstat, "a file's mode and length, with musl"),

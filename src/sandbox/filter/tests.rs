@@ -4,8 +4,9 @@ use nix::libc;
 
 use super::*;
 
-const ROLES: [(&str, Role); 4] = [
+const ROLES: [(&str, Role); 5] = [
     ("KEEPER", Role::Keeper),
+    ("KEEPER_SERVICE", Role::KeeperService),
     ("NETWORK", Role::Network),
     ("OPENER", Role::Opener),
     ("SHARED_KEEPER", Role::SharedKeeper),
@@ -15,7 +16,7 @@ const ROLES: [(&str, Role); 4] = [
 type Architecture = (
     &'static str,
     u32,
-    [&'static [sock_filter]; 4],
+    [&'static [sock_filter]; 5],
     &'static [(&'static str, u32)],
 );
 
@@ -25,6 +26,7 @@ const ARCHITECTURES: [Architecture; 3] = [
         0xc000_00b7,
         [
             aarch64::KEEPER,
+            aarch64::KEEPER_SERVICE,
             aarch64::NETWORK,
             aarch64::OPENER,
             aarch64::SHARED_KEEPER,
@@ -36,6 +38,7 @@ const ARCHITECTURES: [Architecture; 3] = [
         0xc000_00f3,
         [
             riscv64::KEEPER,
+            riscv64::KEEPER_SERVICE,
             riscv64::NETWORK,
             riscv64::OPENER,
             riscv64::SHARED_KEEPER,
@@ -47,6 +50,7 @@ const ARCHITECTURES: [Architecture; 3] = [
         0xc000_003e,
         [
             x86_64::KEEPER,
+            x86_64::KEEPER_SERVICE,
             x86_64::NETWORK,
             x86_64::OPENER,
             x86_64::SHARED_KEEPER,

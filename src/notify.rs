@@ -22,7 +22,7 @@ const INTERVAL: Duration = Duration::from_secs(1);
 
 /// The way to the supervisor, if there is one; without it, nothing happens.
 #[derive(Debug)]
-pub(super) struct Notifier {
+pub(crate) struct Notifier {
     /// Whether it has been logged that the supervisor cannot be told.
     has_warned: bool,
     next_status: Instant,
@@ -38,7 +38,7 @@ pub(super) struct Notifier {
 }
 
 impl Notifier {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let watchdog = sd_notify::watchdog_enabled().map(|limit| limit / 2);
         let now = Instant::now();
         Self {
@@ -53,11 +53,11 @@ impl Notifier {
         }
     }
 
-    pub(super) fn ready(&mut self, log: &Log) {
+    pub(crate) fn ready(&mut self, log: &Log) {
         self.tell(&[NotifyState::Ready], log);
     }
 
-    pub(super) fn reloading(&mut self, log: &Log) {
+    pub(crate) fn reloading(&mut self, log: &Log) {
         if let Ok(now) = NotifyState::monotonic_usec_now() {
             // What came of those before is of no use any more.
             self.unsent.clear();
@@ -65,12 +65,12 @@ impl Notifier {
         }
     }
 
-    pub(super) fn stopping(&mut self, log: &Log) {
+    pub(crate) fn stopping(&mut self, log: &Log) {
         self.tell(&[NotifyState::Stopping], log);
     }
 
     /// When there is something to tell next.
-    pub(super) fn next(&self, status: impl FnOnce() -> String) -> Option<Instant> {
+    pub(crate) fn next(&self, status: impl FnOnce() -> String) -> Option<Instant> {
         self.supervisor.as_ref()?;
         let unsent = (!self.unsent.is_empty()).then_some(self.unsent_at);
         let status = (status() != self.status).then_some(self.next_status);
@@ -81,7 +81,7 @@ impl Notifier {
     }
 
     /// Tells what is due.
-    pub(super) fn tend(&mut self, now: Instant, status: impl FnOnce() -> String, log: &Log) {
+    pub(crate) fn tend(&mut self, now: Instant, status: impl FnOnce() -> String, log: &Log) {
         if self.supervisor.is_none() {
             return;
         }

@@ -1,0 +1,288 @@
+//! The keeper as a service of its own (`--keep`): it signs for all whom superservers start, who then need not be able to read a key,
+//! and do not pay for a keeper each.
+//!
+//! ```text
+//! imap-tls --keep          keeps its rights; reads files anew, starts keepers, waits; answers nobody
+//!   +--fork--> opener      with --cert-dir only
+//!   +--fork--> keeper      reads certificates and keys; enters its sandbox; lets network processes in at the socket
+//! ```
+//! When files are read anew there is another keeper. The one before it lets nobody in any more, and ends with the last handshake
+//! that it began.
+
+use std::collections::BTreeSet;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::signalfd::SignalFd;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+
+use crate::cli::{self, CommonOptions, Request, Task};
+use crate::error::Error;
+use crate::keeper::{self, SharedKeeper};
+use crate::listener::Sockets;
+use crate::log::Log;
+use crate::notify::Notifier;
+use crate::sandbox::Features;
+use crate::setup::{Plans, start_keeper_service};
+use crate::sys;
+
+/// How soon what failed to be renewed is tried again.
+const RETRY: Duration = Duration::from_secs(60);
+/// The same while there is no keeper.
+const URGENT_RETRY: Duration = Duration::from_secs(5);
+/// How long a killed process may take to end.
+const KILL_LIMIT: Duration = Duration::from_secs(5);
+
+/// SIGCHLD for keepers that have ended, SIGHUP to reload, SIGTERM and SIGINT to end.
+const WATCHED: &[Signal] = &[
+    Signal::SIGCHLD,
+    Signal::SIGHUP,
+    Signal::SIGINT,
+    Signal::SIGTERM,
+];
+
+/// The way to the end; each stage has a time when the next one begins.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Stage {
+    Keeping,
+    /// Nobody is let in any more; handshakes that have begun go on.
+    Draining(Instant),
+    Killed(Instant),
+}
+
+struct Keeping<'a> {
+    /// The one that lets network processes in; none is left when one has died and another finds fault with its files.
+    keeper: Option<SharedKeeper>,
+    log: &'a mut Log,
+    notifier: Notifier,
+    options: CommonOptions,
+    renew_at: Instant,
+    /// Those before it that are not over.
+    retired: BTreeSet<Pid>,
+    signals: SignalFd,
+    /// One.
+    sockets: Sockets,
+    source: cli::Source,
+    stage: Stage,
+}
+
+/// Keeps keys until it is told to end and the last handshake is over. `inherited` is the socket, where systemd made it.
+///
+/// # Errors
+/// Whatever is wrong with options, files and socket; `System` if waiting is impossible.
+pub(crate) fn keep(
+    options: Box<CommonOptions>,
+    source: cli::Source,
+    log: &mut Log,
+    inherited: Vec<OwnedFd>,
+) -> Result<(), Error> {
+    let sockets = Sockets::of_keeper(options.keeper.as_deref(), inherited)?;
+    let keeper = start(&options, &sockets, log)?;
+    for lack in Features::of_kernel().lacking() {
+        log.warning(lack);
+    }
+    let signals = sys::watch_signals(WATCHED)
+        .map_err(|error| Error::system("cannot watch for signals", error.desc()))?;
+    let mut keeping = Keeping {
+        keeper: Some(keeper),
+        log,
+        notifier: Notifier::new(),
+        renew_at: Instant::now() + options.listening.renewal,
+        options: *options,
+        retired: BTreeSet::new(),
+        signals,
+        sockets,
+        source,
+        stage: Stage::Keeping,
+    };
+    let sockets = &keeping.sockets;
+    keeping
+        .log
+        .info(format_args!("keeping keys for those who come to {sockets}"));
+    keeping.notifier.ready(keeping.log);
+    keeping.run()
+}
+
+fn start(options: &CommonOptions, sockets: &Sockets, log: &Log) -> Result<SharedKeeper, Error> {
+    let mut plan = Plans::look_up(options, log)?.keeper;
+    plan.limits.descriptors = keeper::descriptors(options.listening.max_connections);
+    let (keeper, offer) = start_keeper_service(options, plan, sockets.first()?)?;
+    for warning in &offer.warnings {
+        log.warning(warning);
+    }
+    Ok(keeper)
+}
+
+impl Keeping<'_> {
+    fn run(&mut self) -> Result<(), Error> {
+        // The keeper may have ended before anybody watched.
+        self.reap();
+        loop {
+            self.tend(Instant::now());
+            if self.is_over(Instant::now()) {
+                return Ok(());
+            }
+            self.wait()?;
+            self.read_signals();
+        }
+    }
+
+    fn wait(&self) -> Result<(), Error> {
+        let stage = match self.stage {
+            Stage::Keeping => self.renew_at,
+            Stage::Draining(until) | Stage::Killed(until) => until,
+        };
+        let next = self.notifier.next(|| self.status());
+        let next = next.map_or(stage, |next| next.min(stage));
+        let timeout = next.saturating_duration_since(Instant::now());
+        let mut polled = [PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
+        match nix::poll::ppoll(&mut polled, Some(timeout.into()), None) {
+            Ok(_) | Err(Errno::EINTR) => Ok(()),
+            Err(error) => Err(Error::system("cannot wait for signals", error.desc())),
+        }
+    }
+
+    /// Does what is due.
+    fn tend(&mut self, now: Instant) {
+        match self.stage {
+            Stage::Keeping if self.renew_at <= now => self.renew(),
+            Stage::Draining(until) if until <= now => {
+                self.log.warning(format_args!(
+                    "{} keepers are killed: handshakes are still under way",
+                    self.retired.len()
+                ));
+                for keeper in &self.retired {
+                    // It has not been reaped, so that the number is no other's by now.
+                    let _ = kill(*keeper, Signal::SIGKILL);
+                }
+                self.stage = Stage::Killed(now + KILL_LIMIT);
+            }
+            _ => {}
+        }
+        let status = self.status();
+        self.notifier.tend(now, || status, self.log);
+    }
+
+    fn is_over(&self, now: Instant) -> bool {
+        match self.stage {
+            Stage::Keeping => false,
+            Stage::Draining(_) => self.retired.is_empty(),
+            Stage::Killed(until) => self.retired.is_empty() || until <= now,
+        }
+    }
+
+    /// As the supervisor shows it.
+    fn status(&self) -> String {
+        let keeper = match &self.keeper {
+            Some(keeper) => format!("keeper {}", keeper.process),
+            None => "no keeper".to_owned(),
+        };
+        format!("{keeper}; {} before it are not over", self.retired.len())
+    }
+
+    /// Certificates may have been renewed, ticket keys have to be, and a keeper that has died is replaced.
+    fn renew(&mut self) {
+        let result = start(&self.options, &self.sockets, self.log);
+        self.take(result);
+    }
+
+    fn reload(&mut self) {
+        self.notifier.reloading(self.log);
+        let (sockets, log) = (&self.sockets, &*self.log);
+        let result = self.source.read_again(|request| {
+            let Request::Run(Task::Keep(options)) = request else {
+                return Err(Error::Usage("there is nothing to keep any more".to_owned()));
+            };
+            if options.keeper != self.options.keeper {
+                log.warning("--keeper has changed, which takes a restart");
+            }
+            Ok((start(&options, sockets, log)?, options))
+        });
+        let result = result.map(|(keeper, options)| {
+            self.log.set_verbosity(options.verbosity);
+            self.options = *options;
+            self.log.info("reloaded");
+            keeper
+        });
+        self.take(result);
+        self.notifier.ready(self.log);
+    }
+
+    /// The new keeper lets network processes in from now on; where there is none, everything stays as it was.
+    fn take(&mut self, started: Result<SharedKeeper, Error>) {
+        let interval = self.options.listening.renewal;
+        let next = match started {
+            Ok(keeper) => {
+                self.retire();
+                self.keeper = Some(keeper);
+                interval
+            }
+            Err(error) => {
+                let (fate, retry) = match self.keeper {
+                    Some(_) => ("the keeper stays as it was", RETRY),
+                    None => ("there is no keeper", URGENT_RETRY),
+                };
+                self.log
+                    .error(format_args!("nothing was renewed, and {fate}: {error}"));
+                interval.min(retry)
+            }
+        };
+        self.renew_at = Instant::now() + next;
+    }
+
+    /// Lets the keeper go: it ends when its last handshake is over.
+    fn retire(&mut self) {
+        let before = self.keeper.take();
+        self.retired.extend(before.map(|keeper| keeper.process));
+    }
+
+    fn read_signals(&mut self) {
+        while let Ok(Some(signal)) = self.signals.read_signal() {
+            match i32::try_from(signal.ssi_signo).map(Signal::try_from) {
+                Ok(Ok(Signal::SIGHUP)) if self.stage == Stage::Keeping => self.reload(),
+                Ok(Ok(Signal::SIGINT | Signal::SIGTERM)) => self.end_sooner(),
+                Ok(Ok(Signal::SIGCHLD)) => self.reap(),
+                _ => {}
+            }
+        }
+    }
+
+    /// Takes note of all that have ended. A signal may stand for several.
+    fn reap(&mut self) {
+        loop {
+            let waited = sys::uninterrupted(|| waitpid(None, Some(WaitPidFlag::WNOHANG)));
+            let (process, how) = match waited {
+                Ok(WaitStatus::Exited(process, _)) => (process, "ended"),
+                Ok(WaitStatus::Signaled(process, signal, _)) => (process, signal.as_str()),
+                Ok(_) | Err(_) => return,
+            };
+            self.retired.remove(&process);
+            let is_current = |keeper: &SharedKeeper| keeper.process == process;
+            if self.keeper.as_ref().is_some_and(is_current) {
+                self.keeper = None;
+                self.log
+                    .error(format_args!("keeper {process}: {how}: another is started"));
+                self.renew();
+            }
+        }
+    }
+
+    /// The first signal has nobody let in any more, the second one ends handshakes.
+    fn end_sooner(&mut self) {
+        let now = Instant::now();
+        self.stage = match self.stage {
+            Stage::Keeping => {
+                self.sockets.close();
+                self.retire();
+                self.notifier.stopping(self.log);
+                Stage::Draining(now + self.options.listening.drain_timeout)
+            }
+            Stage::Draining(_) => Stage::Draining(now),
+            stage @ Stage::Killed(_) => stage,
+        };
+    }
+}
