@@ -16,6 +16,8 @@ pub(crate) struct Contestant {
     pub(crate) entry: Entry,
     pub(crate) command: Vec<OsString>,
     pub(crate) environment: Vec<(&'static str, OsString)>,
+    /// What has to run beside it: the keeper service, which makes the socket that is its last word.
+    pub(crate) keeper: Option<Vec<OsString>>,
     /// What it does for its price.
     pub(crate) notes: &'static str,
 }
@@ -50,6 +52,7 @@ pub(crate) fn all(
             entry: Entry::Plain,
             command: words([&workspace.imapd]),
             environment: Vec::new(),
+            keeper: None,
             notes: "the IMAP server under tcpserver, with nothing between",
         },
         copies("copy floor", Role::Floor, &workspace.makesock, workspace),
@@ -70,6 +73,7 @@ pub(crate) fn all(
                 &workspace.imapd,
             ]),
             environment: Vec::new(),
+            keeper: None,
             notes: "tests/bench/confined.c, linked statically: keeper, launcher and a process that copies, as imap-tls has and confines them; no TLS",
         },
     ];
@@ -84,10 +88,12 @@ pub(crate) fn all(
                     ("IMAP_TLS_MAX_CONNECTIONS", "10000".into()),
                     ("IMAP_TLS_MAX_PER_SOURCE", "10000".into()),
                 ],
+                keeper: None,
                 notes: "the same without tcpserver and exec: a network process each, forked by the listener; one keeper for all",
                 entry,
             };
-            all.extend([under_tcpserver, listener]);
+            let with_service = with_keeper_service(&under_tcpserver, name, program, workspace);
+            all.extend([under_tcpserver, with_service, listener]);
         }
     }
     let peers = [
@@ -119,6 +125,7 @@ fn copies(name: &str, role: Role, makesock: &PathBuf, workspace: &Workspace) -> 
         entry: Entry::Plain,
         command: words([makesock, &workspace.imapd]),
         environment: Vec::new(),
+        keeper: None,
         notes: match role {
             Role::StaticFloor => "the same, linked statically (with musl where there is musl-gcc)",
             _ => {
@@ -152,10 +159,7 @@ fn imap_tls(
     let mut command = vec![program.into()];
     command.extend(options.map(OsString::from));
     command.extend(words([&workspace.empty]));
-    command.extend(["--cert".into(), workspace.certificate.clone().into()]);
-    command.extend(["--key".into(), workspace.key.clone().into()]);
-    // As the packages have it.
-    command.extend(["--ticket-keys".into(), workspace.ticket_keys.clone().into()]);
+    command.extend(keys(workspace));
     command.extend(["--".into(), workspace.imapd.clone().into()]);
     Contestant {
         name: format!("{name} {}", describe(entry)),
@@ -163,7 +167,53 @@ fn imap_tls(
         entry,
         command,
         environment: Vec::new(),
+        keeper: None,
         notes: "network process (own uid, chroot, seccomp), keeper with the key (own uid, chroot, seccomp) until the handshake is over; session tickets; backend not started before TLS stands; one log line per session",
+    }
+}
+
+/// What a keeper is to hold, as the packages have it.
+fn keys(workspace: &Workspace) -> [OsString; 6] {
+    [
+        "--cert".into(),
+        workspace.certificate.clone().into(),
+        "--key".into(),
+        workspace.key.clone().into(),
+        "--ticket-keys".into(),
+        workspace.ticket_keys.clone().into(),
+    ]
+}
+
+fn with_keeper_service(
+    plain: &Contestant,
+    name: &str,
+    program: &Path,
+    workspace: &Workspace,
+) -> Contestant {
+    let way: [OsString; 2] = ["--keeper".into(), workspace.keeper.clone().into()];
+    let keys = keys(workspace);
+    let mut keeper: Vec<OsString> = vec![program.into(), "--keep".into()];
+    keeper.extend(["--keeper-user", "64002", "--user", "64001", "--chroot"].map(OsString::from));
+    keeper.extend(words([&workspace.empty]));
+    keeper.extend(["--max-connections".into(), "10000".into()]);
+    keeper.extend(keys.iter().cloned().chain(way.iter().cloned()));
+    let mut command: Vec<OsString> = Vec::new();
+    for word in &plain.command {
+        if *word == keys[0] {
+            command.extend(way.iter().cloned());
+        }
+        if !keys.contains(word) {
+            command.push(word.clone());
+        }
+    }
+    Contestant {
+        name: format!("{name} keeper service {}", describe(plain.entry)),
+        role: Role::Ours,
+        entry: plain.entry,
+        command,
+        environment: Vec::new(),
+        keeper: Some(keeper),
+        notes: "the same, but the key's process is a service (imap-tls --keep), whose work for a connection is counted, and not its start",
     }
 }
 
@@ -195,6 +245,7 @@ fn stunnel(entry: Entry, workspace: &Workspace) -> Result<Contestant> {
         entry,
         command: vec!["stunnel4".into(), configuration.into()],
         environment: Vec::new(),
+        keeper: None,
         notes: "inetd mode: one process with network, TLS and key, root here (no setuid or chroot set: the cheapest for it); backend runs before TLS",
     })
 }
@@ -210,6 +261,7 @@ fn tlswrapper(workspace: &Workspace) -> Contestant {
         entry: Entry::Implicit,
         command,
         environment: Vec::new(),
+        keeper: None,
         notes: "network process and key process (random uids, chroot, rlimits; no seccomp); STARTTLS only with the backend's help (-n), so not for IMAP here",
     }
 }
@@ -226,6 +278,7 @@ fn couriertls(workspace: &Workspace) -> Contestant {
             ("TLS_CERTFILE", workspace.key_and_certificate.clone().into()),
             ("TLS_VERIFYPEER", "NONE".into()),
         ],
+        keeper: None,
         notes: "one process with network, TLS and key, root here; backend runs before TLS; in Courier STARTTLS is imapd's own doing",
     }
 }

@@ -52,7 +52,7 @@ pub(crate) fn measure(
             std::thread::sleep(IDLE_TIME);
             let share = open as f64;
             let kernel = (kernel_memory() - before) / share;
-            let memory = Memory::per_connection(server.process, &workspace.imapd, open);
+            let memory = Memory::per_connection(&server.shared(), &workspace.imapd, open);
             server.count_from_here()?;
             for _ in 0..VISITS {
                 client.visit(server.port, contestant.entry)?;

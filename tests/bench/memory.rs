@@ -25,13 +25,14 @@ impl AddAssign for Memory {
 }
 
 impl Memory {
-    /// Of all our descendants except tcpserver and the IMAP servers, which are the same for all; divided by `connections`.
-    pub(crate) fn per_connection(tcpserver: Pid, imapd: &Path, connections: usize) -> Self {
+    /// Of all our descendants except the IMAP servers, which are the same for all, and those of `others`, which are there without
+    /// a connection as well: tcpserver and the keeper service; divided by `connections`.
+    pub(crate) fn per_connection(others: &[Pid], imapd: &Path, connections: usize) -> Self {
         let mut sum = Self::default();
         for process in descendants() {
             let is_imapd = fs::read_link(format!("/proc/{process}/exe"))
                 .is_ok_and(|executable| executable == imapd);
-            if process != tcpserver && !is_imapd {
+            if !others.contains(&process) && !is_imapd {
                 sum += Self::of(process);
             }
         }
@@ -75,6 +76,11 @@ fn field_sum(process: Pid, file: &str, prefix: &str) -> f64 {
 
 /// Every process below this one.
 pub(crate) fn descendants() -> Vec<Pid> {
+    descendants_of(Pid::this())
+}
+
+/// The same below another.
+pub(crate) fn descendants_of(process: Pid) -> Vec<Pid> {
     let mut children: HashMap<i32, Vec<i32>> = HashMap::new();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let Some(process) = entry
@@ -89,7 +95,7 @@ pub(crate) fn descendants() -> Vec<Pid> {
         }
     }
     let mut found = Vec::new();
-    let mut next = vec![Pid::this().as_raw()];
+    let mut next = vec![process.as_raw()];
     while let Some(process) = next.pop() {
         for child in children.remove(&process).unwrap_or_default() {
             found.push(Pid::from_raw(child));

@@ -384,7 +384,7 @@ A connection is connect, (STARTTLS,) full handshake, LOGIN, LOGOUT, end of file;
 CPU is of the whole process tree: tcpserver's fork, the contestant and the IMAP server, not the client; the median of the rounds. \
 Wall is over all connections of all rounds, the client's own work included. \
 Bulk figures are of one connection, without its set-up; the client shares the machine's processors. \
-USS is what a connection's processes have to themselves (Private_* in smaps_rollup), without tcpserver and IMAP server, after one second of idleness; \
+USS is what a connection's processes have to themselves (Private_* in smaps_rollup), without tcpserver, keeper service and IMAP server, after one second of idleness; \
 page tables come on top, as does the kernel's own memory (kernel stacks, page tables and slab, by what /proc/meminfo gained).
 ";
 

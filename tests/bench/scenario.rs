@@ -248,7 +248,7 @@ fn idle(
     let measure = || {
         // Not to wait for anything: being idle is what is measured.
         std::thread::sleep(IDLE_TIME);
-        Memory::per_connection(server.process, &workspace.imapd, connections)
+        Memory::per_connection(&server.shared(), &workspace.imapd, connections)
     };
     figures.idle.push(measure());
     for session in &mut sessions {

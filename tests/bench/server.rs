@@ -1,5 +1,6 @@
 //! A contestant under tcpserver or by itself, and the processor time of everything that came of it.
 
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader};
 use std::net::TcpListener;
@@ -17,7 +18,7 @@ use nix::unistd::Pid;
 
 use crate::Result;
 use crate::contestant::{Contestant, Role};
-use crate::memory::descendants;
+use crate::memory::{descendants, descendants_of};
 use crate::workspace::{Workspace, ending_signals};
 
 /// How processor time is counted.
@@ -76,6 +77,19 @@ impl Accounting {
         }
     }
 
+    /// To start a program that is counted.
+    fn command(&self, program: &OsStr) -> Command {
+        let Some(group) = self.group() else {
+            return Command::new(program);
+        };
+        let mut shell = Command::new("sh");
+        shell
+            .args(["-c", "echo $$ > \"$0\" && exec \"$@\""])
+            .arg(group.join("cgroup.procs"))
+            .arg(program);
+        shell
+    }
+
     fn group(&self) -> Option<&Path> {
         match self {
             Self::GroupV1(group) | Self::GroupV2(group) => Some(group),
@@ -123,8 +137,10 @@ impl Accounting {
 pub(crate) struct Server<'a> {
     accounting: &'a Accounting,
     base: Duration,
+    /// The service that holds keys, if there is one.
+    keeper: Option<Pid>,
     pub(crate) port: u16,
-    pub(crate) process: Pid,
+    process: Pid,
 }
 
 impl<'a> Server<'a> {
@@ -136,20 +152,14 @@ impl<'a> Server<'a> {
     ) -> Result<Self> {
         let accounting = &workspace.accounting;
         let before = accounting.used()?;
-        let mut command = match accounting.group() {
-            // The shell joins the group and becomes tcpserver, so that everything is counted from its first instruction.
-            Some(group) => {
-                let mut shell = Command::new("sh");
-                shell
-                    .args(["-c", "echo $$ > \"$0\" && exec tcpserver \"$@\""])
-                    .arg(group.join("cgroup.procs"));
-                shell
-            }
-            None => Command::new("tcpserver"),
-        };
+        // The shell joins the group and becomes tcpserver, so that everything is counted from its first instruction.
+        let mut command = accounting.command(OsStr::new("tcpserver"));
         if contestant.role == Role::Listener {
             return Self::start_listener(contestant, workspace, before);
         }
+        let keeper = contestant.keeper.as_ref();
+        let keeper = keeper.map(|command| start_keeper(command, contestant, workspace));
+        let keeper = keeper.transpose()?;
         let log = File::options()
             .create(true)
             .append(true)
@@ -178,6 +188,7 @@ impl<'a> Server<'a> {
                 Accounting::Waited => before,
                 _ => accounting.used()?,
             },
+            keeper,
             port: line.trim().parse().unwrap_or_default(),
             process: Pid::from_raw(child.id().try_into()?),
         };
@@ -198,17 +209,7 @@ impl<'a> Server<'a> {
         let address = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?;
         let path = workspace.log(contestant);
         let log = File::create(&path)?;
-        let mut command = match accounting.group() {
-            Some(group) => {
-                let mut shell = Command::new("sh");
-                shell
-                    .args(["-c", "echo $$ > \"$0\" && exec \"$@\""])
-                    .arg(group.join("cgroup.procs"))
-                    .arg(&contestant.command[0]);
-                shell
-            }
-            None => Command::new(&contestant.command[0]),
-        };
+        let mut command = accounting.command(&contestant.command[0]);
         command
             .args(["--listen", &address.to_string()])
             .args(&contestant.command[1..])
@@ -221,22 +222,27 @@ impl<'a> Server<'a> {
         ending_signals().thread_block()?;
         let child = child.map_err(|error| format!("cannot start the listener: {error}"))?;
         let process = Pid::from_raw(child.id().try_into()?);
-        let deadline = Instant::now() + PATIENCE;
-        while !fs::read_to_string(&path)?.contains("listening on") {
-            if Instant::now() > deadline {
-                return Err("the listener does not listen".into());
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        wait_for_line(&path, "listening on")?;
         Ok(Self {
             accounting,
             base: match accounting {
                 Accounting::Waited => before,
                 _ => accounting.used()?,
             },
+            keeper: None,
             port: address.port(),
             process,
         })
+    }
+
+    /// What is there without a connection as well.
+    pub(crate) fn shared(&self) -> Vec<Pid> {
+        let keepers = self.keeper.into_iter().flat_map(descendants_of);
+        [self.process]
+            .into_iter()
+            .chain(self.keeper)
+            .chain(keepers)
+            .collect()
     }
 
     /// Counts from here on, where that is possible.
@@ -258,9 +264,45 @@ impl<'a> Server<'a> {
     /// Ends tcpserver, waits for everything that it started, and returns the processor time of it all.
     pub(crate) fn stop(self) -> Result<Duration> {
         kill(self.process, Signal::SIGTERM)?;
+        if let Some(keeper) = self.keeper {
+            kill(keeper, Signal::SIGTERM)?;
+        }
         reap()?;
         Ok(self.accounting.used()?.saturating_sub(self.base))
     }
+}
+
+/// Starts the keeper service; it is ready when this returns.
+fn start_keeper(
+    command: &[OsString],
+    contestant: &Contestant,
+    workspace: &Workspace,
+) -> Result<Pid> {
+    let path = workspace.log(contestant).with_extension("keeper");
+    let mut keeper = workspace.accounting.command(&command[0]);
+    keeper
+        .args(&command[1..])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(File::create(&path)?);
+    ending_signals().thread_unblock()?;
+    let child = keeper.spawn();
+    ending_signals().thread_block()?;
+    let child = child.map_err(|error| format!("cannot start the keeper service: {error}"))?;
+    wait_for_line(&path, "keeping keys")?;
+    Ok(Pid::from_raw(child.id().try_into()?))
+}
+
+/// Waits until something is in a log.
+fn wait_for_line(log: &Path, part: &str) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    while !fs::read_to_string(log)?.contains(part) {
+        if Instant::now() > deadline {
+            return Err(format!("no '{part}' in {}", log.display()).into());
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
 }
 
 /// How long processes that have nothing more to do may take to end.

@@ -29,6 +29,8 @@ pub(crate) struct Workspace {
     /// An empty directory of root's to be confined in.
     pub(crate) empty: PathBuf,
     pub(crate) imapd: PathBuf,
+    /// Where the keeper service listens.
+    pub(crate) keeper: PathBuf,
     /// Compiled as anybody would: linked dynamically.
     pub(crate) makesock: PathBuf,
     pub(crate) makesock_static: PathBuf,
@@ -52,6 +54,7 @@ impl Workspace {
             ticket_keys: path("ticket-keys"),
             empty: path("empty"),
             imapd: path("imapd"),
+            keeper: path("keeper"),
             makesock: path("makesock"),
             makesock_static: path("makesock-static"),
             confined: path("confined"),
