@@ -117,9 +117,25 @@ fn run(options: &Options) -> Result<()> {
     }
     let programs = contestant::programs(&options.programs)?;
     let workspace = Workspace::create(options.key)?;
-    let result = compare(options, &programs, workspace);
+    let result =
+        install(programs, workspace).and_then(|programs| compare(options, &programs, workspace));
     workspace.remove();
     result
+}
+
+/// Each program as one has it that was installed, and not as the linker left it.
+fn install(
+    programs: Vec<(String, PathBuf)>,
+    workspace: &Workspace,
+) -> Result<Vec<(String, PathBuf)>> {
+    let installed = programs.into_iter().map(|(name, path)| {
+        let copy = workspace.install(&path, &format!("program-{name}"))?;
+        Ok((name, copy))
+    });
+    let installed = installed.collect();
+    // Pages of a file that was just written would count as every process's own.
+    nix::unistd::sync();
+    installed
 }
 
 fn compare(
