@@ -34,6 +34,8 @@ use crate::sys;
 const RETRY: Duration = Duration::from_secs(60);
 /// The same while there is no keeper.
 const URGENT_RETRY: Duration = Duration::from_secs(5);
+/// A keeper that ends as soon as it has begun would have this done without end: they begin at intervals of at least this.
+const INTERVAL: Duration = Duration::from_secs(1);
 /// How long a killed process may take to end.
 const KILL_LIMIT: Duration = Duration::from_secs(5);
 
@@ -68,6 +70,8 @@ struct Keeping<'a> {
     sockets: Sockets,
     source: cli::Source,
     stage: Stage,
+    /// When the last keeper was to begin.
+    started: Instant,
 }
 
 /// Keeps keys until it is told to end and the last handshake is over. `inherited` is the socket, where systemd made it.
@@ -98,6 +102,7 @@ pub(crate) fn keep(
         sockets,
         source,
         stage: Stage::Keeping,
+        started: Instant::now(),
     };
     let sockets = &keeping.sockets;
     keeping
@@ -214,6 +219,7 @@ impl Keeping<'_> {
 
     /// The new keeper lets network processes in from now on; where there is none, everything stays as it was.
     fn take(&mut self, started: Result<SharedKeeper, Error>) {
+        self.started = Instant::now();
         let interval = self.options.listening.renewal;
         let next = match started {
             Ok(keeper) => {
@@ -266,7 +272,7 @@ impl Keeping<'_> {
                 self.keeper = None;
                 self.log
                     .error(format_args!("keeper {process}: {how}: another is started"));
-                self.renew();
+                self.renew_at = self.started + INTERVAL;
             }
         }
     }

@@ -2,7 +2,7 @@
 //! encoding, and nothing is accepted to be signed that is no TLS server's signature input, nor a name that could be a path.
 #![no_main]
 
-use imap_tls::keeper::message::{Introduction, REQUEST_LIMIT, Reply, Request};
+use imap_tls::keeper::message::{BINDING_LIMIT, Introduction, REQUEST_LIMIT, Reply, Request};
 use imap_tls::keeper::signing::SIGN_LIMIT;
 use libfuzzer_sys::fuzz_target;
 
@@ -12,6 +12,10 @@ fuzz_target!(|bytes: &[u8]| {
         // Names are taken in any letter case.
         assert_eq!(Request::decode(&request.encode()), Some(Request::decode(bytes).unwrap()));
         let name = match &request {
+            Request::Begin(binding) => {
+                assert!(binding.len() <= BINDING_LIMIT);
+                None
+            }
             Request::Certificate(name) => Some(name),
             Request::Open { name, .. } | Request::Seal { name, .. } => name.as_ref(),
             Request::Sign(request) => {
