@@ -1,11 +1,15 @@
 /* The confinement floor: the copy floor with the processes and the protections of imap-tls, and nothing of TLS. What a connection
    costs for being served by a process that can do no harm, before anything of ours is in it.
    A keeper that has read the key and answers three questions; a launcher that becomes the IMAP server; and the process that copies.
-   Two of them enter what imap-tls enters, call by call (src/sandbox/mod.rs), with a filter that is shorter than either of its. */
+   Two of them enter what imap-tls enters, call by call (src/sandbox/mod.rs), with a filter that is shorter than either of its.
+   With --listen ADDRESS:PORT in front it is the listener's floor: a process for each client without exec, and no keeper. */
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <grp.h>
+#include <netinet/in.h>
 #include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -114,14 +118,18 @@ static void enter(id_t id, const char *root, unsigned int least)
 	filter();
 }
 
-/* Key and root in front of the IMAP server's command. */
-int main(int count, char **arguments)
+static void empty_bounding_set(void)
 {
-	int server[2], launch[2], keeper[2], status = 0, capability, questions;
-	char octet = 0, key[4096];
-	pid_t holder, backend;
-	if (count < 4)
-		return 100;
+	int capability;
+	for (capability = 0; capability <= LAST_CAPABILITY; capability++)
+		must(prctl(PR_CAPBSET_DROP, capability, 0, 0, 0));
+}
+
+/* Forks what becomes the IMAP server when it is told on `launch`. */
+static pid_t launcher(int server[2], int launch[2], char **command)
+{
+	char octet;
+	pid_t backend;
 	must(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, server));
 	must(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, launch));
 	backend = fork();
@@ -132,11 +140,75 @@ int main(int count, char **arguments)
 			_exit(0);
 		dup2(server[1], 0);
 		dup2(server[1], 1);
-		execv(arguments[3], arguments + 3);
+		execv(command[0], command);
 		_exit(100);
 	}
-	for (capability = 0; capability <= LAST_CAPABILITY; capability++)
-		must(prctl(PR_CAPBSET_DROP, capability, 0, 0, 0));
+	close(server[1]);
+	close(launch[1]);
+	return backend;
+}
+
+/* In the sandbox: the IMAP server is started, and served to the client. */
+static int attend(int client, int server, int launch, pid_t backend)
+{
+	char octet = 0;
+	int status = 0;
+	must(write(launch, &octet, 1));
+	close(launch);
+	if (copy(client, server) != 0)
+		return 111;
+	must(waitpid(backend, &status, 0));
+	return WIFEXITED(status) ? WEXITSTATUS(status) : 111;
+}
+
+static void serve(int client, const char *root, char **command)
+{
+	int server[2], launch[2];
+	pid_t backend = launcher(server, launch, command);
+	empty_bounding_set();
+	enter(64001, root, (launch[0] > client ? launch[0] : client) + 1);
+	_exit(attend(client, server[0], launch[0], backend));
+}
+
+static int listen_at(const char *address, const char *root, char **command)
+{
+	struct sockaddr_in place = { 0 };
+	int one = 1, listening = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	place.sin_family = AF_INET;
+	place.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+	place.sin_port = htons(atoi(strrchr(address, ':') + 1));
+	must(listening);
+	must(setsockopt(listening, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one));
+	must(bind(listening, (struct sockaddr *) &place, sizeof place));
+	must(listen(listening, 4096));
+	must(write(2, "listening on\n", 13));
+	for (;;) {
+		int client = accept4(listening, NULL, NULL, SOCK_CLOEXEC);
+		must(client);
+		pid_t child = fork();
+		must(child);
+		if (child == 0) {
+			close(listening);
+			serve(client, root, command);
+		}
+		close(client);
+		while (waitpid(-1, NULL, WNOHANG) > 0)
+			;
+	}
+}
+
+/* Key and root in front of the IMAP server's command. */
+int main(int count, char **arguments)
+{
+	int server[2], launch[2], keeper[2], status = 0, questions;
+	char octet = 0, key[4096];
+	pid_t holder, backend;
+	if (count > 5 && strcmp(arguments[1], "--listen") == 0)
+		return listen_at(arguments[2], arguments[4], arguments + 5);
+	if (count < 4)
+		return 100;
+	backend = launcher(server, launch, arguments + 3);
+	empty_bounding_set();
 	/* The launcher must not have it, or the keeper would see no end. */
 	must(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, keeper));
 	holder = fork();
@@ -152,8 +224,6 @@ int main(int count, char **arguments)
 			must(write(server[0], &octet, 1));
 		_exit(0);
 	}
-	close(server[1]);
-	close(launch[1]);
 	close(keeper[1]);
 	enter(64001, arguments[2], (keeper[0] > launch[0] ? keeper[0] : launch[0]) + 1);
 	for (questions = 0; questions < 3; questions++) {
@@ -162,10 +232,5 @@ int main(int count, char **arguments)
 	}
 	close(keeper[0]);
 	must(waitpid(holder, &status, 0));
-	must(write(launch[0], &octet, 1));
-	close(launch[0]);
-	if (copy(0, server[0]) != 0)
-		return 111;
-	must(waitpid(backend, &status, 0));
-	return WIFEXITED(status) ? WEXITSTATUS(status) : 111;
+	return attend(0, server[0], launch[0], backend);
 }

@@ -29,12 +29,33 @@ pub(crate) enum Role {
     Backend,
     /// The processes and protections of imap-tls without TLS.
     ConfinedFloor,
+    /// The same of the listener's.
+    ConfinedListenerFloor,
     Floor,
     /// Without tcpserver.
     Listener,
     Ours,
     Peer,
     StaticFloor,
+}
+
+impl Role {
+    /// Whether it is started with `--listen ADDRESS:PORT` in front of its arguments, and not by tcpserver.
+    pub(crate) fn listens(self) -> bool {
+        matches!(self, Self::ConfinedListenerFloor | Self::Listener)
+    }
+
+    /// Whether it is there to be compared with, and has no TLS.
+    pub(crate) fn is_floor(self) -> bool {
+        matches!(
+            self,
+            Self::Backend
+                | Self::ConfinedFloor
+                | Self::ConfinedListenerFloor
+                | Self::Floor
+                | Self::StaticFloor
+        )
+    }
 }
 
 /// Everybody, as far as installed; says who is not.
@@ -75,6 +96,20 @@ pub(crate) fn all(
             environment: Vec::new(),
             keeper: None,
             notes: "tests/bench/confined.c, linked statically: keeper, launcher and a process that copies, as imap-tls has and confines them; no TLS",
+        },
+        Contestant {
+            name: "listener's confinement floor".to_owned(),
+            role: Role::ConfinedListenerFloor,
+            entry: Entry::Plain,
+            command: words([
+                &workspace.confined,
+                &workspace.key,
+                &workspace.empty,
+                &workspace.imapd,
+            ]),
+            environment: Vec::new(),
+            keeper: None,
+            notes: "the same without tcpserver, exec and keeper: a process that copies for each client, and a launcher",
         },
     ];
     for (name, program) in programs {

@@ -265,6 +265,7 @@ impl Floors {
         };
         let (floor, static_floor) = (of_role(Role::Floor), of_role(Role::StaticFloor));
         let confined = of_role(Role::ConfinedFloor);
+        let confined_listener = of_role(Role::ConfinedListenerFloor);
         let backend = of_role(Role::Backend);
         let peers: Vec<_> = rows
             .iter()
@@ -284,12 +285,14 @@ impl Floors {
              | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n",
         );
         for (contestant, _, own) in rows {
-            if matches!(
-                contestant.role,
-                Role::Backend | Role::ConfinedFloor | Role::Floor | Role::StaticFloor
-            ) {
+            if contestant.role.is_floor() {
                 continue;
             }
+            let confined = if contestant.role.listens() {
+                &confined_listener
+            } else {
+                &confined
+            };
             let both = |cell: &dyn Fn(usize) -> String| [0, 1].map(cell).join(" / ");
             let over_floor = |at: usize, floor: &Summary| {
                 ratio(
@@ -301,7 +304,7 @@ impl Floors {
                 contestant.name.clone(),
                 both(&|at| over_floor(at, &floor)),
                 both(&|at| over_floor(at, &static_floor)),
-                both(&|at| over_floor(at, &confined)),
+                both(&|at| over_floor(at, confined)),
                 both(&|at| over_floor(at, &backend)),
                 both(&|at| ratio(own.processor[at], least(&|peer| peer.processor[at]))),
                 both(&|at| ratio(own.wall[at], least(&|peer| peer.wall[at]))),

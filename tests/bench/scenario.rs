@@ -82,7 +82,10 @@ impl Scenario {
             }
             Self::Resumed(_) => is_ours,
             // Whoever copies, copies as fast.
-            Self::Down(_) | Self::Up(_) => contestant.role != Role::ConfinedFloor,
+            Self::Down(_) | Self::Up(_) => !matches!(
+                contestant.role,
+                Role::ConfinedFloor | Role::ConfinedListenerFloor
+            ),
             Self::Idle(_) | Self::SetUp { .. } => true,
         }
     }

@@ -17,7 +17,7 @@ use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 
 use crate::Result;
-use crate::contestant::{Contestant, Role};
+use crate::contestant::Contestant;
 use crate::memory::{descendants, descendants_of};
 use crate::workspace::{Workspace, ending_signals};
 
@@ -154,7 +154,7 @@ impl<'a> Server<'a> {
         let before = accounting.used()?;
         // The shell joins the group and becomes tcpserver, so that everything is counted from its first instruction.
         let mut command = accounting.command(OsStr::new("tcpserver"));
-        if contestant.role == Role::Listener {
+        if contestant.role.listens() {
             return Self::start_listener(contestant, workspace, before);
         }
         let keeper = contestant.keeper.as_ref();
