@@ -215,5 +215,5 @@ pub(super) fn units(_: &Test) {
             }
         }
     }
-    assert_eq!(seen, 4);
+    assert_eq!(seen, 5);
 }
