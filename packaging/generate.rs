@@ -43,7 +43,7 @@ fn generate(directory: &Path) -> io::Result<()> {
 }
 
 /// When the page's own words last changed.
-const DATE: &str = "2026-11-26";
+const DATE: &str = "2026-11-29";
 
 fn man_page(out: &mut dyn Write) -> io::Result<()> {
     let man = Man::new(imap_tls::command_line())
@@ -61,6 +61,7 @@ fn man_page(out: &mut dyn Write) -> io::Result<()> {
         certificates(),
         processes(),
         listener(),
+        keeper_service(),
         files(),
         environment(),
         exit_status(),
@@ -150,6 +151,16 @@ fn synopsis() -> Roff {
         roman(" "),
         italic("N"),
     ]);
+    page.control("br", []);
+    page.text([
+        bold("imap-tls"),
+        roman(" ["),
+        italic("OPTIONS"),
+        roman("] "),
+        bold("--keep --keeper"),
+        roman(" "),
+        italic("SOCKET"),
+    ]);
     page
 }
 
@@ -219,7 +230,8 @@ fn processes() -> Roff {
              first byte from the client. Before that it forks the keeper, which alone reads private keys and ticket keys, serves \
              one handshake and ends; with --cert-dir the opener, which reads the files of one name for the keeper; and the launcher, which waits with the superserver's rights until TLS stands and then becomes \
              the backend. With --connect the connector is in the launcher's place: without privileges, as --user or --backend-user, it connects \
-             a socket that the network process has too, and ends. The network process is the last to go and exits with the backend's status.",
+             a socket that the network process has too, and ends. With --keeper there is one keeper for all connections, and none is forked. \
+             The network process is the last to go and exits with the backend's status.",
             "The sandbox: user and group of its own, no supplementary groups, no capabilities, an empty root directory, \
              no_new_privs, limits on memory, files and processes, neither dumpable nor traceable, and a system call filter \
              that ends the process for every call that is not on a short list. Beneath these, where the kernel has them: Landlock, \
@@ -263,6 +275,46 @@ fn listener() -> Roff {
     page
 }
 
+fn keeper_service() -> Roff {
+    let mut page = section("ONE KEEPER FOR ALL CONNECTIONS");
+    introduction(
+        &mut page,
+        &[
+            "imap-tls --keep is a keeper that stays, for all connections that a superserver starts. It listens at --keeper SOCKET, which is \
+             made for root alone, or on a socket that systemd hands over (ListenSequentialPacket=). Connections are given the same \
+             --keeper, start no keeper of their own, and read none of --cert, --key, --cert-dir, --ocsp and --ticket-keys, so that they need \
+             not be able to. Each comes there before it reads from its client, and may ask for as much as one handshake needs. The \
+             listener has such a keeper by itself, and is not given --keeper.",
+            "At most --max-connections are inside at a time, until their handshakes are over. Whoever is one too many waits; after 10 seconds, or \
+             where nobody listens, the client is told BYE [UNAVAILABLE], and the exit status is 111. A keeper that dies is started anew.",
+            "NOTIFY_SOCKET and WATCHDOG_USEC are as above.",
+        ],
+    );
+    terms(
+        &mut page,
+        &[
+            (
+                "SIGHUP",
+                "Reads the file of --settings, certificates, keys and users anew, as happens every hour (--renewal). If anything is wrong with \
+                 them, all stays as it was, and the log says why.",
+            ),
+            (
+                "SIGTERM, SIGINT",
+                "Lets nobody in any more; handshakes that can begin or have begun have --drain-timeout to end. A second signal shortens it. \
+                 Sessions inside TLS are not touched.",
+            ),
+        ],
+    );
+    paragraphs(
+        &mut page,
+        &[
+            "Packages bring imap-tls-keeper.socket and imap-tls-keeper.service. How to switch to them, take the keys away from the \
+             units of connections, and go back is told in /usr/share/doc/imap-tls/GUIDE.md.",
+        ],
+    );
+    page
+}
+
 fn files() -> Roff {
     let mut page = section("FILES");
     terms(
@@ -271,7 +323,7 @@ fn files() -> Roff {
             (
                 "/etc/imap-tls/imap-tls.conf",
                 "Settings, one NAME=VALUE a line, for what the packages bring: systemd puts them into the environment of a \
-                 connection's process. The services (the listener) have it read by --settings, and xinetd and inetd by \
+                 connection's process. The services (the listener, the keeper) have it read by --settings, and xinetd and inetd by \
                  /usr/libexec/imap-tls/with-settings, which sets IMAP_TLS_SETTINGS.",
             ),
             (
@@ -283,6 +335,10 @@ fn files() -> Roff {
                 "Ticket keys (--ticket-keys), as the packages have it: made, changed and forgotten by imap-tls itself.",
             ),
             (
+                "/run/imap-tls/keeper",
+                "The socket of imap-tls-keeper.service, if --keeper names it.",
+            ),
+            (
                 "/dev/log",
                 "The system log, where standard error is the client's or was closed.",
             ),
@@ -291,8 +347,8 @@ fn files() -> Roff {
     paragraphs(
         &mut page,
         &[
-            "Certificates and keys are read anew for each connection, by a listener every hour (--renewal) and at SIGHUP, so a renewed \
-           certificate needs no reload. A key must not be readable by everybody.",
+            "Certificates and keys are read anew for each connection, by a listener, and by a keeper that stays, every hour (--renewal) and at \
+             SIGHUP, so a renewed certificate needs no reload. A key must not be readable by everybody.",
         ],
     );
     page
@@ -386,7 +442,7 @@ fn exit_status() -> Roff {
             ),
             (
                 "111",
-                "A temporary fault of the system, or a backend that cannot be connected to, or is gone before it has greeted (--connect).",
+                "A temporary fault of the system, a keeper that is not there (--keeper), or a backend that cannot be connected to, or is gone before it has greeted (--connect).",
             ),
         ],
     );
