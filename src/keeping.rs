@@ -26,7 +26,7 @@ use crate::keeper::{self, SharedKeeper};
 use crate::listener::Sockets;
 use crate::log::Log;
 use crate::notify::Notifier;
-use crate::sandbox::Features;
+use crate::sandbox::{Features, forbid_tracing};
 use crate::setup::{Plans, start_keeper_service};
 use crate::sys;
 
@@ -84,6 +84,8 @@ pub(crate) fn keep(
     log: &mut Log,
     inherited: Vec<OwnedFd>,
 ) -> Result<(), Error> {
+    // Else another service's root, whom its unit shows no key, would find them by this process's root directory (proc(5)).
+    forbid_tracing()?;
     let sockets = Sockets::of_keeper(options.keeper.as_deref(), inherited)?;
     let keeper = start(&options, &sockets, log)?;
     for lack in Features::of_kernel().lacking() {

@@ -80,7 +80,7 @@ fn set_all(limits: &[(Resource, u64, &str)]) -> Result<(), Error> {
 ///
 /// # Errors
 /// `System` if the kernel refuses.
-pub(super) fn forbid_tracing() -> Result<(), Error> {
+pub(crate) fn forbid_tracing() -> Result<(), Error> {
     nix::sys::prctl::set_dumpable(false)
         .map_err(|error| Error::system("cannot forbid core dumps and tracing", error.desc()))
 }

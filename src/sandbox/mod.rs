@@ -14,7 +14,7 @@ use nix::libc;
 
 pub(crate) use identity::{BackendUser, ConnectorUser, Identity};
 pub(crate) use kernel::{Features, Requirement};
-pub(crate) use limits::{FEW_DESCRIPTORS, FileGrowth, Limits, close_all_but};
+pub(crate) use limits::{FEW_DESCRIPTORS, FileGrowth, Limits, close_all_but, forbid_tracing};
 
 use crate::error::{Error, reason};
 use crate::sys;
@@ -153,7 +153,7 @@ pub(crate) fn confine_opener(
     forbid_new_privileges()?;
     kernel::deny(Denied::AllButReading)?;
     limits::close_all_but(kept)?;
-    limits::forbid_tracing()?;
+    forbid_tracing()?;
     kernel::deny_new_code()?;
     filter::apply(&program)
 }
