@@ -140,7 +140,10 @@ pub(super) fn answer(
                         return EXIT_TEMPORARY;
                     }
                     // Who is outside is another keeper's.
-                    entrance = None;
+                    let left = entrance.take();
+                    if left.is_some_and(|entrance| entrance.leave(epoll).is_err()) {
+                        return EXIT_TEMPORARY;
+                    }
                 }
                 DOOR => {
                     if let Some(entrance) = &mut entrance {
@@ -173,6 +176,14 @@ impl Entrance {
                 epoll.delete(&self.door.socket)?;
             }
             self.is_watched = has_room;
+        }
+        Ok(())
+    }
+
+    /// Nobody looks any more. Closing the socket would not end that, while others have it open, too.
+    fn leave(self, epoll: &Epoll) -> nix::Result<()> {
+        if self.is_watched {
+            epoll.delete(&self.door.socket)?;
         }
         Ok(())
     }
