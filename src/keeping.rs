@@ -86,8 +86,14 @@ pub(crate) fn keep(
 ) -> Result<(), Error> {
     // Else another service's root, whom its unit shows no key, would find them by this process's root directory (proc(5)).
     forbid_tracing()?;
-    let sockets = Sockets::of_keeper(options.keeper.as_deref(), inherited)?;
-    let keeper = start(&options, &sockets, log)?;
+    let mut sockets = Sockets::of_keeper(options.keeper.as_deref(), inherited)?;
+    let keeper = match start(&options, &sockets, log) {
+        Ok(keeper) => keeper,
+        Err(error) => {
+            sockets.close();
+            return Err(error);
+        }
+    };
     for lack in Features::of_kernel().lacking() {
         log.warning(lack);
     }
