@@ -1237,13 +1237,13 @@ fn exhausted_processes(test: &Test) {
 }
 
 /// What the test is as the program's supervisor.
-struct Supervisor {
+pub struct Supervisor {
     path: PathBuf,
     socket: UnixDatagram,
 }
 
 impl Supervisor {
-    fn new(test: &Test) -> Self {
+    pub fn new(test: &Test) -> Self {
         let path = test.path("notify.sock");
         let socket = UnixDatagram::bind(&path).unwrap();
         let patience = Some(Duration::from_secs(20));
@@ -1253,11 +1253,17 @@ impl Supervisor {
         Self { path, socket }
     }
 
-    /// A program that is to tell it of itself.
-    fn program(&self, test: &Test) -> Program {
-        Program::new(test)
+    /// The program, which is to tell it of itself.
+    pub fn of(&self, program: Program) -> Program {
+        program
             .env("NOTIFY_SOCKET", &self.path)
             .env("WATCHDOG_USEC", "400000")
+    }
+
+    /// Reads until a line of a message begins so; gives that message.
+    pub fn wait_for(&self, wanted: &str) -> String {
+        let mut messages = std::iter::repeat_with(|| self.read());
+        messages.find(|message| tells(message, wanted)).unwrap()
     }
 
     /// The next message that it is told.
@@ -1275,11 +1281,8 @@ fn tells(message: &str, wanted: &str) -> bool {
 
 fn supervisor(test: &Test) {
     let supervisor = Supervisor::new(test);
-    let wait_for = |wanted: &str| {
-        let mut messages = std::iter::repeat_with(|| supervisor.read());
-        messages.find(|message| tells(message, wanted)).unwrap()
-    };
-    let mut server = start(test, &supervisor.program(test));
+    let wait_for = |wanted: &str| supervisor.wait_for(wanted);
+    let mut server = start(test, &supervisor.of(Program::new(test)));
     wait_for("READY=1");
     let began = Instant::now();
     for _ in 0..3 {
@@ -1317,7 +1320,7 @@ fn busy_supervisor(test: &Test) {
         }
     };
     assert_eq!(full.kind(), std::io::ErrorKind::WouldBlock);
-    let mut server = start(test, &supervisor.program(test));
+    let mut server = start(test, &supervisor.of(Program::new(test)));
     log_in(&server).log_out();
     server.signal(libc::SIGHUP);
     server.wait_log("imap-tls: reloaded");

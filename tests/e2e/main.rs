@@ -36,6 +36,7 @@ mod handshake;
 mod harness;
 mod hostile;
 mod interop;
+mod keeper_service;
 mod limits;
 mod listener;
 mod logging;
@@ -79,6 +80,7 @@ fn main() -> ExitCode {
         handshake::tests(),
         hostile::tests(),
         interop::tests(),
+        keeper_service::tests(),
         process::tests(),
         proxy_in::tests(),
         relay::tests(),

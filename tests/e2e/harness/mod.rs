@@ -14,6 +14,7 @@ pub mod program;
 pub mod ptrace;
 pub mod records;
 pub mod remote;
+pub mod service;
 pub mod superserver;
 pub mod sys;
 pub mod system_log;
@@ -32,6 +33,7 @@ pub use program::{
     within,
 };
 pub use remote::{Introduction, Remote};
+pub use service::Service;
 pub use superserver::{Server, Superserver, is_listening};
 pub use system_log::SystemLog;
 pub use tool::Tool;

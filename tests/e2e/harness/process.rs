@@ -54,6 +54,14 @@ impl Process {
         self.stat().map(|fields| fields[3].parse().unwrap())
     }
 
+    /// The processor time that it has used, in ticks of a hundredth of a second.
+    pub fn ticks(self) -> u64 {
+        let fields = self.stat().expect("the process is there");
+        let number = |index: usize| fields[index].parse::<u64>().unwrap();
+        // utime and stime: proc_pid_stat(5) counts from the process's number on.
+        number(11) + number(12)
+    }
+
     pub fn status(self) -> Status {
         Status::parse(&String::from_utf8_lossy(&self.read("status")))
     }

@@ -254,7 +254,8 @@ impl Program {
     /// Starts it on an IPv4 connection on descriptors 0 and 1, with a log file on 2.
     pub fn start(&self) -> Session {
         // Who is to listen is given no client.
-        let socket = if self.options.iter().any(|(name, _)| name == "--listen") {
+        let is_listening = |(name, _): &(String, _)| name == "--listen" || name == "--keep";
+        let socket = if self.options.iter().any(is_listening) {
             Socket::Pair
         } else {
             Socket::Tcp4

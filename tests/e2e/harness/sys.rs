@@ -238,6 +238,16 @@ pub fn try_memory(pid: i32) -> i32 {
     }
 }
 
+/// For [`as_user`]: 0 if the socket is listened on now, in that user's name (SO_PEERCRED), else errno.
+pub fn try_listen(number: RawFd) -> i32 {
+    // SAFETY: listen takes integers.
+    if unsafe { libc::listen(number, 8) } == 0 {
+        0
+    } else {
+        io::Error::last_os_error().raw_os_error().unwrap_or(254)
+    }
+}
+
 /// Whether `needle` is in `hay`. memmem, because these tests search whole address spaces, also in builds without optimisation.
 pub fn contains(hay: &[u8], needle: &[u8]) -> bool {
     // SAFETY: both pointers come with the lengths of the slices that they belong to.
