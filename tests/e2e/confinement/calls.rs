@@ -577,6 +577,9 @@ pub(super) const OPENER_MAY: &[(&str, Expected)] = &[
     ),
 ];
 
+/// What the service's keeper may do: on standard input, which is no socket, it comes to nothing.
+pub(super) const SERVICE_MAY: &[(&str, Expected)] = &[("accept4", Errno(libc::ENOTSOCK))];
+
 /// What an attacker would try with another process.
 pub(super) const TOWARDS: &[Row] = &[
     row("kill", libc::SYS_kill, |c| vec![pid(c), signal(c)]),

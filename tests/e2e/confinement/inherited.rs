@@ -36,6 +36,8 @@ pub(super) fn descriptors(test: &Test, role: Role) {
         ],
         Role::Keeper => &["log", "null", "null", "pair"],
         Role::SharedKeeper => &["[eventpoll]", "log", "null", "null", "pair", "pair"],
+        // And where it lets network processes in.
+        Role::KeeperService => &["[eventpoll]", "log", "null", "null", "pair", "pair", "pair"],
         Role::Opener => &["log", "names", "null", "null", "pair"],
     };
     assert_eq!(kinds, expected, "{all:?}");

@@ -3,7 +3,7 @@
 
 use super::attempt::Expected::{Dies, Errno, Succeeds, Untried};
 use super::attempt::{Context, Differences, Expected, Row, call};
-use super::calls::{OPENER_MAY, ROWS, TOWARDS, ZERO, n};
+use super::calls::{OPENER_MAY, ROWS, SERVICE_MAY, TOWARDS, ZERO, n};
 use super::stage::{Held, Role, Stage, waiting};
 use crate::harness::ptrace::{Gate, Outcome};
 use crate::harness::*;
@@ -15,6 +15,11 @@ pub(super) fn filtered(test: &Test, role: Role) {
     context.signal = libc::SIGKILL as u64;
     let mut differences = Differences::default();
     let mut held: Option<Held> = None;
+    let allowed = match role {
+        Role::KeeperService => SERVICE_MAY,
+        Role::Opener => OPENER_MAY,
+        Role::Keeper | Role::Network | Role::SharedKeeper => &[],
+    };
     // Who is aimed at: another connection's processes.
     let mut victim = Program::new(test).start();
     victim.client().log_in_by_starttls(Pki::of(Key::P256));
@@ -22,11 +27,8 @@ pub(super) fn filtered(test: &Test, role: Role) {
     for row in ROWS.iter().chain(TOWARDS) {
         let now = held.take().unwrap_or_else(|| stage.take());
         context = context.of(now.process);
-        let may = OPENER_MAY.iter().find(|(name, _)| *name == row.name);
-        let expected = match may {
-            Some((_, expected)) if role == Role::Opener => *expected,
-            _ => Dies,
-        };
+        let allowed = allowed.iter().find(|(name, _)| *name == row.name);
+        let expected = allowed.map_or(Dies, |(_, expected)| *expected);
         // What comes before it is death already.
         let outcome = Row {
             before: None,
@@ -116,7 +118,7 @@ pub(super) fn layers(
             }
         }
         // There is one keeper.
-        Stage::Listener(..) => Held {
+        Stage::Listener(..) | Stage::Service(..) => Held {
             process: first.process,
             client: None,
             session: None,
@@ -152,13 +154,13 @@ pub(super) fn layers(
         // Root's, or another user's: not by Landlock alone.
         targets.push(("its parent", parent));
     }
-    let launcher = match (&stage, &held.session, &first.client) {
-        (Stage::Listener(server, _), ..) => {
+    let launcher = match (&stage, held.session.as_ref().or(first.session.as_ref())) {
+        (Stage::Listener(server, _), _) => {
             let sessions = server.sessions();
             sessions.iter().find_map(|session| session.launcher)
         }
-        (_, Some(session), _) => session.processes().launcher,
-        _ => None,
+        (_, Some(session)) => session.processes().launcher,
+        (_, None) => None,
     };
     targets.push(("the launcher", launcher.expect("a launcher")));
     let same_user =

@@ -1,7 +1,7 @@
 //! The tables of system calls are minimal: somebody makes each call that is in them, and nobody any other, whatever the C
 //! library's allocator is told to do.
 
-use super::tour::{KEEPER, NETWORK, OPENER, SHARED_KEEPER, Stop, Tour, deaths};
+use super::tour::{KEEPER, KEEPER_SERVICE, NETWORK, OPENER, SHARED_KEEPER, Stop, Tour, deaths};
 use crate::harness::tracer::Wanted;
 use crate::harness::*;
 use libtest_mimic::Trial;
@@ -32,12 +32,13 @@ pub(super) fn tests() -> Vec<Trial> {
 /// A table's name, what is in it, and to whom it applies.
 type Table = (&'static str, &'static [Rule], &'static [&'static str]);
 
-const ROLES: &[&str] = &[NETWORK, KEEPER, SHARED_KEEPER, OPENER];
+const ROLES: &[&str] = &[NETWORK, KEEPER, SHARED_KEEPER, KEEPER_SERVICE, OPENER];
 const TABLES: &[Table] = &[
     ("COMMON", tables::COMMON, ROLES),
     ("NETWORK", tables::NETWORK, &[NETWORK]),
     ("KEEPER", tables::KEEPER, &[KEEPER]),
     ("SHARED_KEEPER", tables::SHARED_KEEPER, &[SHARED_KEEPER]),
+    ("KEEPER_SERVICE", tables::KEEPER_SERVICE, &[KEEPER_SERVICE]),
     ("OPENER", tables::OPENER, &[OPENER]),
 ];
 

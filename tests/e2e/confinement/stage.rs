@@ -10,13 +10,16 @@ pub(super) enum Role {
     Keeper,
     /// The listener's.
     SharedKeeper,
+    /// The service's.
+    KeeperService,
     Opener,
 }
 
-pub(super) const ROLES: [Role; 4] = [
+pub(super) const ROLES: [Role; 5] = [
     Role::Network,
     Role::Keeper,
     Role::SharedKeeper,
+    Role::KeeperService,
     Role::Opener,
 ];
 
@@ -26,6 +29,7 @@ impl Role {
             Role::Network => "network process",
             Role::Keeper => "keeper",
             Role::SharedKeeper => "listener's keeper",
+            Role::KeeperService => "keeper service",
             Role::Opener => "opener",
         }
     }
@@ -35,7 +39,7 @@ impl Role {
         match self {
             Role::Network => call == libc::SYS_ppoll || call == libc::SYS_poll,
             Role::Keeper | Role::Opener => call == libc::SYS_recvfrom,
-            Role::SharedKeeper => call == libc::SYS_epoll_pwait,
+            Role::SharedKeeper | Role::KeeperService => call == libc::SYS_epoll_pwait,
         }
     }
 }
@@ -44,6 +48,8 @@ impl Role {
 pub(super) enum Stage {
     /// Connections of a listener, and its keeper.
     Listener(Box<Server>, Role),
+    /// The keeper of a service, for programs that are started one after the other.
+    Service(Box<Service>, Program),
     /// A start for each.
     Starts(Program, Role),
 }
@@ -62,6 +68,10 @@ impl Stage {
             Role::Network | Role::SharedKeeper => {
                 let server = Server::start(test, Superserver::Listener, &program);
                 Stage::Listener(Box::new(server), role)
+            }
+            Role::KeeperService => {
+                let service = Service::start(test, &Service::keeping(test));
+                Stage::Service(Box::new(service), Service::serving(test))
             }
             Role::Keeper => Stage::Starts(program, role),
             Role::Opener => {
@@ -90,6 +100,15 @@ impl Stage {
                     process: waiting(*role, find),
                     client: Some(client),
                     session: None,
+                }
+            }
+            Stage::Service(service, program) => {
+                let mut session = program.start();
+                session.client().greeting();
+                Held {
+                    process: waiting(Role::KeeperService, || service.keeper()),
+                    client: None,
+                    session: Some(session),
                 }
             }
             Stage::Starts(program, role) => {

@@ -17,6 +17,7 @@ use std::time::Duration;
 pub(super) const NETWORK: &str = "network";
 pub(super) const KEEPER: &str = "keeper";
 pub(super) const SHARED_KEEPER: &str = "shared keeper";
+pub(super) const KEEPER_SERVICE: &str = "keeper service";
 pub(super) const OPENER: &str = "opener";
 
 const TWO_LAUNCHERS: Cast = Cast {
@@ -29,6 +30,16 @@ const LISTENER: Cast = Cast {
         ("listener", &[OPENER, SHARED_KEEPER, NETWORK]),
         (NETWORK, &["launcher"]),
     ],
+};
+/// Reloaded once.
+const SERVICE: Cast = Cast {
+    first: "service",
+    children: &[("service", &[OPENER, KEEPER_SERVICE, OPENER, KEEPER_SERVICE])],
+};
+/// Of a connection that goes there.
+const GUEST: Cast = Cast {
+    first: NETWORK,
+    children: &[(NETWORK, &["launcher"])],
 };
 
 /// Longer than any deadline of the tour's.
@@ -77,6 +88,8 @@ const STOPS: &[(&str, Visit)] = &[
     ("a network process that is stopped", stopped),
     ("a network process that is to end", terminated),
     ("the listener", listener),
+    ("the keeper service", service),
+    ("a client of the keeper service", guest),
 ];
 
 impl<'a> Tour<'a> {
@@ -446,4 +459,63 @@ fn listener(tour: &Tour<'_>) -> (Session, Trace) {
     }
     sys::kill(listener.0, libc::SIGTERM).unwrap();
     finish(tracing)
+}
+
+/// Two names, also of one client who comes and says nothing, and a reload between.
+fn service(tour: &Tour<'_>) -> (Session, Trace) {
+    let socket = tour.path("kept.sock");
+    let program = with_names(tour, "kept")
+        .backend([] as [&str; 0])
+        .flag("--keep")
+        .option("--keeper", &socket)
+        .option("--ticket-keys", tour.path("kept-tickets"));
+    let (_, service, tracing) = tracer::start(&program, SERVICE, tour.wanted);
+    let serving = Service::serving(tour.test).option("--keeper", &socket);
+    let offer = TlsOffer {
+        memory: Some(Memory::default()),
+        ..TlsOffer::new(pki())
+    };
+    for _ in 0..2 {
+        eventually("the service lets network processes in", || {
+            is_listened_on(&socket).then_some(())
+        });
+        let mut early = serving.start();
+        early.client().greeting();
+        for name in ["localhost", "mail.example"] {
+            let offer = TlsOffer {
+                server_name: name.to_owned(),
+                ..offer.clone()
+            };
+            let mut session = serving.start();
+            session.client().log_in_by_starttls_with(&offer);
+            log_out(session.client());
+        }
+        sys::kill(service.0, libc::SIGHUP).unwrap();
+        early.client().starttls(pki());
+        early.client().login();
+        log_out(early.client());
+    }
+    sys::kill(service.0, libc::SIGTERM).unwrap();
+    finish(tracing)
+}
+
+/// Whether anybody listens there, found without connecting (which would be one who asks).
+fn is_listened_on(path: &std::path::Path) -> bool {
+    // Flags: __SO_ACCEPTCON.
+    let table = std::fs::read_to_string("/proc/net/unix").unwrap();
+    let path = path.to_str().unwrap();
+    let mut lines = table.lines().filter(|line| line.ends_with(path));
+    lines.any(|line| line.split_whitespace().nth(3) == Some("00010000"))
+}
+
+fn guest(tour: &Tour<'_>) -> (Session, Trace) {
+    let socket = tour.path("guest.sock");
+    let keeping = Service::keeping(tour.test).option("--keeper", &socket);
+    let _service = Service::start(tour.test, &keeping);
+    let program = tour.program().without("--cert").without("--key");
+    let program = program.option("--keeper", &socket);
+    tour.visit(&program, GUEST, |client, _| {
+        client.log_in_by_starttls(pki());
+        log_out(client);
+    })
 }
