@@ -47,6 +47,13 @@ pub fn tests() -> Vec<Trial> {
         scenario("the listener, reloaded", |_| {
             Scenario::new("required", Kind::Reloaded)
         }),
+        scenario("the keeper service", |_| {
+            Scenario::new("required", Kind::Service)
+        }),
+        scenario("a client of the keeper service", |test| {
+            let service = Service::start(test, &Service::keeping(test));
+            Scenario::new("required", Kind::Guest(service))
+        }),
         scenario("behind a balancer", |_| {
             Scenario::new("required", Kind::Behind)
         }),
@@ -77,10 +84,14 @@ enum Kind {
     /// `--cert-dir`, this directory, and `--ticket-keys`, a new one each time.
     Names(PathBuf),
     Connected(Remote),
+    /// `--keeper`, and the service.
+    Guest(Service),
     /// Two clients, one after the other.
     Listener,
     /// The same, and SIGHUP between them.
     Reloaded,
+    /// Two clients, SIGHUP between them, and a keeper service, which is where calls fail.
+    Service,
     /// `--log syslog`, to a socket of each run's own.
     SystemLog,
 }
@@ -93,8 +104,14 @@ impl Kind {
     /// By default each so-manieth call fails: most of these scenarios' are those of others, too.
     fn stride(&self) -> usize {
         match self {
-            Kind::Connected(_) | Kind::Listener | Kind::Names(_) | Kind::Plain => 1,
-            Kind::Behind | Kind::Certified(_) | Kind::Reloaded | Kind::SystemLog => 4,
+            Kind::Connected(_) | Kind::Guest(_) | Kind::Listener | Kind::Names(_) | Kind::Plain => {
+                1
+            }
+            Kind::Behind
+            | Kind::Certified(_)
+            | Kind::Reloaded
+            | Kind::Service
+            | Kind::SystemLog => 4,
         }
     }
 
@@ -132,6 +149,14 @@ const RELOADED: Cast = Cast {
         ("listener", &["keeper", "network", "keeper", "network"]),
         ("network", &["launcher"]),
     ],
+};
+const GUEST: Cast = Cast {
+    first: "network",
+    children: &[("network", &["launcher"])],
+};
+const SERVICE: Cast = Cast {
+    first: "service",
+    children: &[("service", &["keeper"])],
 };
 
 /// What one client saw.
@@ -180,6 +205,8 @@ impl Scenario {
             Kind::Connected(_) => CONNECTED,
             Kind::Listener => LISTENER,
             Kind::Reloaded => RELOADED,
+            Kind::Guest(_) => GUEST,
+            Kind::Service => SERVICE,
         };
         Self { policy, cast, kind }
     }
@@ -204,6 +231,15 @@ impl Scenario {
                 .option("--ticket-keys", record.0.join("keys")),
             Kind::Connected(remote) => program.connect(remote),
             Kind::Listener | Kind::Reloaded => program.option("--drain-timeout", "1"),
+            Kind::Guest(_) => program
+                .without("--cert")
+                .without("--key")
+                .option("--keeper", Service::socket(test)),
+            // As it serves clients.
+            Kind::Service => program
+                .without("--cert")
+                .without("--key")
+                .option("--keeper", record.0.join("keeper.sock")),
         }
     }
 
@@ -213,8 +249,14 @@ impl Scenario {
         let program = self.program(test, &record);
         let system_log = matches!(self.kind, Kind::SystemLog).then(|| record.0.join("log.sock"));
         let logged = system_log.as_deref().map(SystemLog::bind);
+        let mut logs = String::new();
         let (conversations, tracing, zombies) = if self.kind.is_listener() {
             self.talk_to_listener(&program, wanted)
+        } else if matches!(self.kind, Kind::Service) {
+            let keeping = Service::keeping(test)
+                .option("--keeper", record.0.join("keeper.sock"))
+                .option("--drain-timeout", "1");
+            self.talk_beside_service(&keeping, &program, wanted, &mut logs)
         } else {
             let begin = move |program: &Program| {
                 let Some(path) = system_log else {
@@ -236,7 +278,7 @@ impl Scenario {
         let outcome = Outcome {
             conversations,
             backends: played.iter().map(Played::received).collect(),
-            log: without_ports(&(session.log() + &logged)),
+            log: without_ports(&(session.log() + &logged + &logs)),
             status: session.status(),
             trace,
             hung,
@@ -261,7 +303,7 @@ impl Scenario {
         let conversations = (0..2)
             .map(|number| {
                 if number == 1 && matches!(self.kind, Kind::Reloaded) {
-                    reload(listener, &tracing, log.as_deref().ok());
+                    reload(listener, "listener", &tracing, log.as_deref().ok());
                 }
                 let Some(socket) = connect(address, &tracing) else {
                     return Conversation {
@@ -278,6 +320,42 @@ impl Scenario {
         // While it is traced its number is its own.
         if !tracing.processes("listener").is_empty() {
             let _ = sys::kill(listener.0, libc::SIGTERM);
+        }
+        (conversations, tracing, zombies)
+    }
+
+    /// `keeping` is the service, and each client has a start of the program of its own, whose log is added to `logs`.
+    fn talk_beside_service(
+        &self,
+        keeping: &Program,
+        program: &Program,
+        wanted: Wanted,
+        logs: &mut String,
+    ) -> (Vec<Conversation>, tracer::Tracing, String) {
+        let (_, service, tracing) = tracer::start(keeping, self.cast, wanted);
+        let log = std::fs::read_link(format!("/proc/{}/fd/2", service.0)).ok();
+        let says = |words: &str| says(log.as_deref(), &[words]);
+        wait_for(&tracing, "service", || says(LETS_IN));
+        let mut zombies = String::new();
+        let conversations = (0..2)
+            .map(|number| {
+                if number == 1 {
+                    reload(service, "service", &tracing, log.as_deref());
+                }
+                let mut session = program.start();
+                let mut client = session.take_client();
+                let (conversation, before) = self.converse(&mut client, &tracing);
+                drop(client);
+                session.wait();
+                *logs += &session.log();
+                zombies += &before;
+                zombies += &zombies_now(&tracing);
+                conversation
+            })
+            .collect();
+        // While it is traced its number is its own.
+        if !tracing.processes("service").is_empty() {
+            let _ = sys::kill(service.0, libc::SIGTERM);
         }
         (conversations, tracing, zombies)
     }
@@ -368,23 +446,33 @@ impl Scenario {
     }
 }
 
-/// Has the listener read all anew; returns when it has said how that went, or has ended.
-fn reload(listener: Process, tracing: &tracer::Tracing, log: Option<&Path>) {
-    let says = |all: &[&str]| {
-        let text = log.and_then(|log| std::fs::read_to_string(log).ok());
-        text.is_some_and(|text| all.iter().any(|words| text.contains(words)))
-    };
-    // One that fails to start has not taken the signal in hand.
-    if !says(&["imap-tls: listening on "]) || tracing.processes("listener").is_empty() {
-        return;
-    }
-    let _ = sys::kill(listener.0, libc::SIGHUP);
-    // Where even the line fails there is no telling.
+/// What the listener and the keeper service log when they have begun.
+const LISTENS: &str = "imap-tls: listening on ";
+const LETS_IN: &str = "imap-tls: keeping keys for ";
+
+/// Whether a log has any of these.
+fn says(log: Option<&Path>, any: &[&str]) -> bool {
+    let text = log.and_then(|log| std::fs::read_to_string(log).ok());
+    text.is_some_and(|text| any.iter().any(|words| text.contains(words)))
+}
+
+/// Where even the line fails there is no telling.
+fn wait_for(tracing: &tracer::Tracing, role: Role, is_told: impl Fn() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(3);
-    let is_told = || says(&["imap-tls: reloaded", "nothing was renewed"]);
-    while !is_told() && !tracing.processes("listener").is_empty() && Instant::now() < deadline {
+    while !is_told() && !tracing.processes(role).is_empty() && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(3));
     }
+}
+
+/// Has the listener or the service read all anew; returns when it has said how that went, or has ended.
+fn reload(process: Process, role: Role, tracing: &tracer::Tracing, log: Option<&Path>) {
+    // One that fails to start has not taken the signal in hand.
+    if !says(log, &[LISTENS, LETS_IN]) || tracing.processes(role).is_empty() {
+        return;
+    }
+    let _ = sys::kill(process.0, libc::SIGHUP);
+    let ends = ["imap-tls: reloaded", "nothing was renewed"];
+    wait_for(tracing, role, || says(log, &ends));
 }
 
 /// What the system log has of ours, as standard error would have it.
@@ -543,7 +631,7 @@ fn judge(
         .trace
         .ended
         .iter()
-        .any(|ended| ended.role == "listener" && ended.status.success());
+        .any(|ended| ["listener", "service"].contains(&ended.role) && ended.status.success());
     if is_listening && !is_served_again {
         faults.push("neither client was served".to_owned());
     }
@@ -646,7 +734,13 @@ fn judge_ends(scenario: &Scenario, point: Point, fault: Fault, got: &Outcome) ->
             (Some(137), _) => fault == Fault::Killed && ended.role == "network",
             (Some(134), _) => is_out_of_memory && ended.role == "network",
             (_, Some(libc::SIGKILL)) => {
-                fault == Fault::Killed && point.role == ended.role || !got.hung.is_empty()
+                // Nothing was closed here, unlike by the kernel's close(2) that fails: a keeper was not told to end.
+                let is_untold = (point.role, point.call, ended.role)
+                    == ("service", libc::SYS_close, "keeper")
+                    && got.log.contains("keepers are killed");
+                fault == Fault::Killed && point.role == ended.role
+                    || !got.hung.is_empty()
+                    || is_untold
             }
             // In the sandbox the filter has something against abort(3) first.
             (_, Some(libc::SIGABRT | libc::SIGSYS)) => is_out_of_memory && point.role == ended.role,
