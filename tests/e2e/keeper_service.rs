@@ -19,7 +19,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const ROOT: &[Need] = &[Need::Root];
 const TCPSERVER: &[Need] = &[
@@ -78,6 +78,11 @@ pub fn tests() -> Vec<Trial> {
             "keeper service: when it has gone away STARTTLS is refused",
             ROOT,
             gone,
+        ),
+        test(
+            "keeper service: one that does not answer is given up, and clients are told",
+            ROOT,
+            unresponsive,
         ),
         test(
             "keeper service: SIGHUP shows the new certificate to those who come then",
@@ -325,6 +330,10 @@ fn sessions(test: &Test) {
                 client.starttls_with(&offer);
             }
             client.login();
+            // Neither the backend nor who was to become it has the way to the keeper.
+            let last = test.record().backends().len() - 1;
+            let descriptors = test.record().backend(last).descriptors();
+            assert_eq!(descriptors.keys().copied().collect::<Vec<_>>(), [0, 1, 2]);
             assert!(client.command("a SELECT INBOX").is_ok());
             assert_eq!(client.tls().protocol_version(), Some(version.version));
             assert_eq!(shown(&mut client), der(pki()));
@@ -581,6 +590,46 @@ fn absent(test: &Test) {
     assert_eq!(session.wait_code(), 111);
 }
 
+/// After ten seconds, whether it does not let in or says nothing.
+fn unresponsive(test: &Test) {
+    let service = start(test);
+    let full = test.path("full.sock");
+    let socket = bound(&full);
+    assert_eq!(sys::try_listen(socket.as_raw_fd()), 0);
+    let waiting: Vec<OwnedFd> = std::iter::from_fn(|| come_without_waiting(&full)).collect();
+    let keeper = service.keeper().unwrap();
+    sys::kill(keeper.0, libc::SIGSTOP).unwrap();
+    let began = Instant::now();
+    let programs = [
+        (Service::serving(test), "no answer from the keeper: "),
+        (
+            Service::serving(test).option("--keeper", &full),
+            ": it does not keep up",
+        ),
+    ];
+    std::thread::scope(|scope| {
+        for (program, says) in &programs {
+            scope.spawn(move || {
+                let log = turned_away(program, 111);
+                assert!(log.contains(says), "{log}");
+                let waited = began.elapsed();
+                assert!(waited >= Duration::from_secs(9), "{says}: {waited:?}");
+            });
+        }
+    });
+    sys::kill(keeper.0, libc::SIGCONT).unwrap();
+    serve(test);
+    drop(waiting);
+}
+
+/// One more who has come there, if there is room.
+fn come_without_waiting(path: &Path) -> Option<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None).unwrap();
+    let address = UnixAddr::new(path).unwrap();
+    connect(socket.as_raw_fd(), &address).ok().map(|()| socket)
+}
+
 fn gone(test: &Test) {
     let mut service = start(test);
     let mut early = greeted(test);
@@ -705,6 +754,7 @@ fn reload_under_load(test: &Test) {
     let links = Links(test);
     links.point(both[0]);
     let service = Service::start(test, &links.keeping());
+    let open = service.process().descriptors().len();
     let is_over = AtomicBool::new(false);
     let served = AtomicUsize::new(0);
     let certificates = Mutex::new(BTreeSet::new());
@@ -733,6 +783,7 @@ fn reload_under_load(test: &Test) {
         "both were shown"
     );
     eventually("one keeper is left", || service.keeper());
+    assert_eq!(service.process().descriptors().len(), open);
 }
 
 fn renewal(test: &Test) {
@@ -778,9 +829,14 @@ fn keeper_killed(test: &Test) {
 fn keeper_killed_for_long(test: &Test) {
     let links = Links(test);
     links.point(pki());
-    let service = Service::start(test, &links.keeping().option("--renewal", "1"));
+    let mut service = Service::start(test, &links.keeping().option("--renewal", "1"));
+    // Not one that is about to be replaced.
+    let kill = |service: &Service| {
+        let keeper = eventually("there is one keeper", || service.keeper());
+        sys::kill(keeper.0, libc::SIGKILL).unwrap();
+    };
     std::fs::remove_file(test.path("cert")).unwrap();
-    sys::kill(service.keeper().unwrap().0, libc::SIGKILL).unwrap();
+    kill(&service);
     service.wait_log("nothing was renewed, and there is no keeper: ");
     let mut waiting = Service::serving(test).start();
     // There is nobody to greet it before.
@@ -788,6 +844,17 @@ fn keeper_killed_for_long(test: &Test) {
     links.point(pki());
     waiting.client().log_in_by_starttls(pki());
     log_out(waiting);
+    // Without a keeper, too, it can be told to end.
+    std::fs::remove_file(test.path("cert")).unwrap();
+    let failures = |log: &str| log.matches("there is no keeper: ").count();
+    let before = failures(&service.log());
+    kill(&service);
+    eventually("there is none again", || {
+        (failures(&service.log()) > before).then_some(())
+    });
+    service.signal(libc::SIGTERM);
+    assert_eq!(service.wait().code(), Some(0));
+    assert!(!Service::socket(test).exists());
 }
 
 fn drain(test: &Test) {
@@ -1397,7 +1464,10 @@ fn systemd(test: &Test, arguments: &[&str], sockets: &[&Path], program: &Program
     }
     let running = tool.args(program.command_line()).start();
     eventually("systemd listens", || {
-        sockets.iter().all(|socket| socket.exists()).then_some(())
+        let mut sockets = sockets.iter();
+        sockets
+            .all(|socket| service::is_listened_on(socket))
+            .then_some(())
     });
     running
 }

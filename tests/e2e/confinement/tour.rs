@@ -477,7 +477,7 @@ fn service(tour: &Tour<'_>) -> (Session, Trace) {
     };
     for _ in 0..2 {
         eventually("the service lets network processes in", || {
-            is_listened_on(&socket).then_some(())
+            service::is_listened_on(&socket).then_some(())
         });
         let mut early = serving.start();
         early.client().greeting();
@@ -497,15 +497,6 @@ fn service(tour: &Tour<'_>) -> (Session, Trace) {
     }
     sys::kill(service.0, libc::SIGTERM).unwrap();
     finish(tracing)
-}
-
-/// Whether anybody listens there, found without connecting (which would be one who asks).
-fn is_listened_on(path: &std::path::Path) -> bool {
-    // Flags: __SO_ACCEPTCON.
-    let table = std::fs::read_to_string("/proc/net/unix").unwrap();
-    let path = path.to_str().unwrap();
-    let mut lines = table.lines().filter(|line| line.ends_with(path));
-    lines.any(|line| line.split_whitespace().nth(3) == Some("00010000"))
 }
 
 fn guest(tour: &Tour<'_>) -> (Session, Trace) {

@@ -4,7 +4,7 @@ use super::process::Process;
 use super::program::{Program, eventually};
 use super::tool::{Running, Tool};
 use super::{Test, dir};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 
 /// A running keeper service; ended when dropped.
@@ -122,4 +122,13 @@ impl Service {
     pub fn wait(&mut self) -> ExitStatus {
         self.running.wait()
     }
+}
+
+/// Whether anybody listens there, found without connecting (which would be one who asks).
+pub fn is_listened_on(path: &Path) -> bool {
+    // Flags: __SO_ACCEPTCON.
+    let table = std::fs::read_to_string("/proc/net/unix").unwrap();
+    let path = path.to_str().unwrap();
+    let mut lines = table.lines().filter(|line| line.ends_with(path));
+    lines.any(|line| line.split_whitespace().nth(3) == Some("00010000"))
 }
