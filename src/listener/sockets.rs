@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
-use std::os::unix::fs::FileTypeExt as _;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -17,7 +17,7 @@ use nix::unistd::AccessFlags;
 
 use crate::activation::inet;
 use crate::cli::ListenAddress;
-use crate::error::Error;
+use crate::error::{Error, reason};
 
 /// One that is listened on.
 #[derive(Debug)]
@@ -87,6 +87,7 @@ impl Sockets {
                             .to_owned(),
                     ));
                 }
+                check_mode(&socket)?;
                 let name = name(socket.as_fd());
                 let path = None;
                 Opened { name, path, socket }
@@ -201,6 +202,34 @@ fn open_keepers(path: &Path) -> nix::Result<Opened> {
     let opened = open_unix(path, SockType::SeqPacket);
     umask(before);
     opened
+}
+
+/// Who may come has signatures made, so it is with this as with a key's file. systemd lets everybody come, unless told otherwise.
+fn check_mode(socket: &OwnedFd) -> Result<(), Error> {
+    let address = getsockname::<UnixAddr>(socket.as_raw_fd());
+    let path = address.as_ref().ok().and_then(UnixAddr::path);
+    let Some(path) = path else {
+        return Err(Error::Setup(
+            "LISTEN_FDS: everybody may come to a socket that is no file: the keeper needs one with SocketMode=0600"
+                .to_owned(),
+        ));
+    };
+    let metadata = std::fs::metadata(path).map_err(|error| {
+        let what = format!(
+            "LISTEN_FDS: cannot see who may come to '{}'",
+            path.display()
+        );
+        Error::setup(what, reason(&error))
+    })?;
+    // Connecting takes the right to write (unix(7)).
+    if metadata.mode() & Mode::S_IWOTH.bits() == 0 {
+        return Ok(());
+    }
+    Err(Error::Setup(format!(
+        "LISTEN_FDS: everybody may come to '{}' (mode {:04o}): the keeper needs SocketMode=0600",
+        path.display(),
+        metadata.mode() & 0o7777
+    )))
 }
 
 /// Whoever shares a socket may have taken the client that poll(2) announced.

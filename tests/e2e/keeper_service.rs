@@ -14,7 +14,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use std::collections::BTreeSet;
 use std::os::fd::{AsRawFd as _, OwnedFd};
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Mutex;
@@ -186,6 +186,11 @@ pub fn tests() -> Vec<Trial> {
             "keeper service: no other kind of socket from systemd, nor several",
             SYSTEMD,
             inherited_wrongly,
+        ),
+        test(
+            "keeper service: no socket from systemd to which everybody may come",
+            SYSTEMD,
+            inherited_for_everybody,
         ),
         test(
             "keeper service: the supervisor is told of readiness, status, reload, end, and that it lives",
@@ -1521,6 +1526,31 @@ fn inherited_wrongly(test: &Test) {
     let _client = UnixStream::connect(&path).unwrap();
     assert_eq!(running.wait().code(), Some(100));
     let wanted = "--keeper conflicts with listening: the listener has a keeper of its own";
+    assert!(running.log().contains(wanted), "{}", running.log());
+}
+
+/// As systemd makes it where no SocketMode= is given, and where there is none to give.
+fn inherited_for_everybody(test: &Test) {
+    let path = Service::socket(test);
+    let program = Service::keeping(test).without("--keeper");
+    let mut running = systemd(test, &["--seqpacket"], &[&path], &program);
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666)).unwrap();
+    let _asker = Asker::connect(test);
+    assert_eq!(running.wait().code(), Some(100));
+    let wanted = format!(
+        "LISTEN_FDS: everybody may come to '{}' (mode 0666): the keeper needs SocketMode=0600",
+        path.display()
+    );
+    assert!(running.log().contains(&wanted), "{}", running.log());
+    let name = format!("imap-tls-keeper-{}", test.marker());
+    let place = format!("@{name}");
+    let mut running = systemd(test, &["--seqpacket"], &[Path::new(&place)], &program);
+    let flags = SockFlag::SOCK_CLOEXEC;
+    let asker = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None).unwrap();
+    let address = UnixAddr::new_abstract(name.as_bytes()).unwrap();
+    connect(asker.as_raw_fd(), &address).unwrap();
+    assert_eq!(running.wait().code(), Some(100));
+    let wanted = "LISTEN_FDS: everybody may come to a socket that is no file";
     assert!(running.log().contains(wanted), "{}", running.log());
 }
 
