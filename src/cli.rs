@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use clap::Parser as _;
 
-pub(crate) use arguments::{OWN_VARIABLES, command_line};
+pub(crate) use arguments::command_line;
 pub(crate) use backend::{BackendChoice, BackendUserChoice};
 pub(crate) use listener::{ListenAddress, Listening, Prefixes, Refusal};
 
@@ -182,6 +182,12 @@ fn parse(
         (Some(format), task) => Ok(Request::Check(task, format)),
         (None, task) => task.map(Request::Run),
     }
+}
+
+/// Whether an environment variable is ours: a backend does not get it.
+pub(crate) fn is_own_variable(name: &[u8]) -> bool {
+    name.starts_with(settings::OWN_PREFIX.as_bytes())
+        && plain::own_variables().any(|own| own.as_bytes() == name)
 }
 
 /// Whether `--check` is asked for by a command line that cannot be read as a whole.
@@ -492,8 +498,8 @@ pub mod door {
         both
     }
 
-    pub fn own_variables() -> &'static [&'static str] {
-        OWN_VARIABLES
+    pub fn own_variables() -> Vec<&'static str> {
+        plain::own_variables().collect()
     }
 
     /// What is in a file of settings, or the line that is none.
@@ -756,6 +762,8 @@ mod tests {
             .collect();
         names.push(BACKEND_VARIABLE);
         names.sort_unstable();
-        assert_eq!(names, OWN_VARIABLES);
+        let mut own: Vec<_> = plain::own_variables().collect();
+        own.sort_unstable();
+        assert_eq!(own, names);
     }
 }

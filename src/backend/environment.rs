@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStrExt as _;
 
 use super::c_string;
 use crate::activation::Addresses;
-use crate::cli::OWN_VARIABLES;
+use crate::cli::is_own_variable;
 use crate::error::Error;
 use crate::sandbox::BackendUser;
 use crate::tls::Facts;
@@ -13,9 +13,7 @@ use crate::tls::Facts;
 /// What the superserver's environment keeps, less what is ours or could deceive the backend.
 pub(super) fn environment() -> Result<Vec<CString>, Error> {
     std::env::vars_os()
-        .filter(|(name, _)| {
-            !is_removed(name.as_bytes()) && !OWN_VARIABLES.iter().any(|own| name == own)
-        })
+        .filter(|(name, _)| !is_removed(name.as_bytes()) && !is_own_variable(name.as_bytes()))
         .map(|(name, value)| variable(name.as_bytes(), value.as_bytes()))
         .collect()
 }

@@ -357,51 +357,6 @@ pub(crate) fn command_line() -> clap::Command {
     Arguments::command()
 }
 
-/// The environment variables that are ours, and that a backend does not get. Written out, since asking clap for them would take
-/// longer than all the rest of a start; a test compares.
-pub(crate) const OWN_VARIABLES: &[&str] = &[
-    "IMAP_TLS_ACCEPT_PROXY",
-    "IMAP_TLS_BACKEND",
-    "IMAP_TLS_BACKEND_FD",
-    "IMAP_TLS_BACKEND_USER",
-    "IMAP_TLS_BACKEND_USER_FROM_CERT",
-    "IMAP_TLS_CERT",
-    "IMAP_TLS_CERT_DIR",
-    "IMAP_TLS_CHROOT",
-    "IMAP_TLS_CLIENT_CA",
-    "IMAP_TLS_CLIENT_CERT",
-    "IMAP_TLS_CLIENT_CRL",
-    "IMAP_TLS_CONNECT",
-    "IMAP_TLS_DRAIN_TIMEOUT",
-    "IMAP_TLS_GROUP",
-    "IMAP_TLS_HANDSHAKE_TIMEOUT",
-    "IMAP_TLS_KEEPER",
-    "IMAP_TLS_KEEPER_USER",
-    "IMAP_TLS_KEY",
-    "IMAP_TLS_LISTEN",
-    "IMAP_TLS_LOG",
-    "IMAP_TLS_LOGIN_TIMEOUT",
-    "IMAP_TLS_MAX_CONNECTIONS",
-    "IMAP_TLS_MAX_PER_SOURCE",
-    "IMAP_TLS_MEMORY_LIMIT",
-    "IMAP_TLS_MIN_TLS",
-    "IMAP_TLS_OCSP",
-    "IMAP_TLS_PROXY_FROM",
-    "IMAP_TLS_QUIET",
-    "IMAP_TLS_REFUSAL",
-    "IMAP_TLS_RENEWAL",
-    "IMAP_TLS_REQUIRE",
-    "IMAP_TLS_SEND_PROXY",
-    "IMAP_TLS_SETTINGS",
-    "IMAP_TLS_SOURCE_PREFIX",
-    "IMAP_TLS_STRICT_SNI",
-    "IMAP_TLS_TICKET_KEYS",
-    "IMAP_TLS_TLS",
-    "IMAP_TLS_UNPRIVILEGED",
-    "IMAP_TLS_USER",
-    "IMAP_TLS_VERBOSE",
-];
-
 /// Between the values of an option that may be repeated, as in PATH.
 pub(super) const LIST_SEPARATOR: u8 = b':';
 /// Below are standard input, output and error.

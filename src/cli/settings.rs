@@ -7,7 +7,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::Path;
 
-use super::OWN_VARIABLES;
+use super::is_own_variable;
 use crate::error::Error;
 use crate::files::{Place, any_mode, read};
 use crate::sys;
@@ -15,7 +15,8 @@ use crate::sys;
 /// Where the option's value may come from, too.
 pub(super) const SETTINGS_VARIABLE: &str = "IMAP_TLS_SETTINGS";
 const OPTION: &str = "settings";
-const OWN_PREFIX: &str = "IMAP_TLS_";
+/// With which our variables begin.
+pub(super) const OWN_PREFIX: &str = "IMAP_TLS_";
 /// The longest file, in octets.
 const LIMIT: u64 = 64 * 1024;
 /// In UTF-8. It does not show, and makes a comment no comment.
@@ -111,10 +112,10 @@ const COURIERS: &str = "IMAP_TLS_REQUIRED";
 
 /// Whether a variable bears our prefix, in whatever case, and is no setting.
 fn is_stray(name: &[u8]) -> bool {
-    let mut known = OWN_VARIABLES.iter().chain([&COURIERS]);
     let prefix = name.get(..OWN_PREFIX.len()).unwrap_or_default();
     prefix.eq_ignore_ascii_case(OWN_PREFIX.as_bytes())
-        && !known.any(|known| known.as_bytes() == name)
+        && !is_own_variable(name)
+        && name != COURIERS.as_bytes()
 }
 
 fn no_such_setting(name: &str) -> String {
@@ -137,7 +138,7 @@ pub(super) fn check_environment(
                 no_such_setting(&name)
             )));
         }
-        if value.is_empty() && OWN_VARIABLES.contains(&name.as_ref()) {
+        if value.is_empty() && is_own_variable(name.as_bytes()) {
             return Err(Error::Usage(format!(
                 "{name} is empty: give it a value, or take it away"
             )));
@@ -258,7 +259,7 @@ mod tests {
         ] {
             assert_eq!(check(name, value), Ok(()), "{name}");
         }
-        for variable in OWN_VARIABLES {
+        for variable in super::super::plain::own_variables() {
             let message = check(variable, "").unwrap_err();
             assert_eq!(
                 message,

@@ -338,6 +338,7 @@ impl<'a> Relay<'a> {
         // A client that waits for this before it sends its next command (Nagle's algorithm) waits 40 ms without.
         self.parts.client.acknowledge_now();
         let facts = self.parts.tls.facts();
+        self.parts.tls.end_handshake();
         self.parts.log.debug(format!("secure: {facts}"));
         let is_kept =
             matches!(source, BackendSource::Descriptor(_)) && self.parts.policy == Policy::Optional;

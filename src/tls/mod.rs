@@ -144,11 +144,18 @@ pub(crate) struct TlsServer {
 
 /// One TLS session with the client.
 pub(crate) struct Tls {
-    client_auth: Option<Arc<Noting>>,
     engine: Engine,
+    /// `None` when it is over.
+    handshake: Option<Handshake>,
+    heard: Arc<Heard>,
     oldest_version: OldestVersion,
     /// The client's first octets, to tell what it speaks if that is not TLS.
     opening: Vec<u8>,
+}
+
+/// What only the handshake needs: chains of certificates, and files of authorities and revocation lists, have kilobytes and more.
+struct Handshake {
+    client_auth: Option<Arc<Noting>>,
     resolver: Arc<Resolver>,
 }
 
@@ -225,11 +232,14 @@ impl TlsServer {
     /// rustls's, if it cannot be set up so.
     pub(crate) fn session(&self) -> Result<Tls, Error> {
         Ok(Tls {
-            client_auth: self.client_auth.clone(),
             engine: Engine::new(self.config.clone())?,
+            handshake: Some(Handshake {
+                client_auth: self.client_auth.clone(),
+                resolver: self.resolver.clone(),
+            }),
+            heard: self.resolver.heard.clone(),
             oldest_version: self.oldest_version,
             opening: Vec::new(),
-            resolver: self.resolver.clone(),
         })
     }
 }
@@ -258,7 +268,7 @@ impl Tls {
         }
         let before = outgoing.len();
         let result = self.engine.receive(count, plaintext, outgoing);
-        if let (Err(_), Some(refusal)) = (&result, self.resolver.refusal()) {
+        if let (Err(_), Some(refusal)) = (&result, self.refusal()) {
             // The library has one alert for all reasons not to show a certificate. Nothing is encrypted yet.
             outgoing.truncate(before);
             outgoing.extend(&clear_alert(refusal.alert()));
@@ -304,7 +314,9 @@ impl Tls {
             .connection
             .peer_certificates()
             .unwrap_or_default();
-        match (&self.client_auth, chain.split_first()) {
+        let handshake = self.handshake.as_ref();
+        let client_auth = handshake.and_then(|handshake| handshake.client_auth.as_ref());
+        match (client_auth, chain.split_first()) {
             (Some(verifier), Some((own, issuers))) if self.is_resumed() => verifier
                 .verify_client_cert(own, issuers, UnixTime::now())
                 .map(drop),
@@ -347,12 +359,21 @@ impl Tls {
 
     /// The name that the client asked for, even if the handshake failed.
     pub(crate) fn server_name(&self) -> Option<&str> {
-        self.resolver.heard.facts()?.server_name.as_deref()
+        self.heard.facts()?.server_name.as_deref()
+    }
+
+    /// Lets go of what only the handshake needs, once it is over and all is known that there is to know.
+    pub(crate) fn end_handshake(&mut self) {
+        self.handshake = None;
+    }
+
+    fn refusal(&self) -> Option<&Refusal> {
+        self.handshake.as_ref()?.resolver.refusal()
     }
 
     /// What is wrong with a certificate of ours, if that is what the handshake failed of.
     pub(crate) fn fault(&self) -> Option<&str> {
-        match self.resolver.refusal()? {
+        match self.refusal()? {
             Refusal::Fault(why) => Some(why),
             Refusal::Client(_) => None,
         }
@@ -360,13 +381,14 @@ impl Tls {
 
     /// Why the handshake failed, in an administrator's words. They may contain octets of the client's.
     pub(crate) fn explain(&self, error: &Error) -> String {
-        let certificates = self.resolver.certificates.iter();
-        let mut hello = self.resolver.heard.facts().cloned().unwrap_or_default();
+        let handshake = self.handshake.iter();
+        let certificates = handshake.flat_map(|handshake| &handshake.resolver.certificates);
+        let mut hello = self.heard.facts().cloned().unwrap_or_default();
         hello.opening.clone_from(&self.opening);
         hello.is_without_alert = !self.engine.has_sent_alert();
         hello.is_tls13_only = self.oldest_version == OldestVersion::Tls13;
         hello.certificates = certificates.filter_map(Certified::kind).collect();
-        if let Some(Refusal::Client(why)) = self.resolver.refusal() {
+        if let Some(Refusal::Client(why)) = self.refusal() {
             hello.refusal = Some(*why);
         }
         failure::explain(error, &hello)

@@ -60,6 +60,11 @@ pub fn tests() -> Vec<Trial> {
             confined,
         ),
         test(
+            "keeper service: root of another service finds no key by way of its parent",
+            &[Need::Root, Need::Command("setpriv", "util-linux")],
+            untraceable,
+        ),
+        test(
             "keeper service: another user cannot come to it",
             ROOT,
             another_user,
@@ -505,6 +510,31 @@ fn confined(test: &Test) {
     // Handshake over: it has let go.
     eventually("nobody asks any more", || (own() == 1).then_some(()));
     log_out(early);
+}
+
+/// With the same capabilities: a process may be looked at by whoever has as many, unless it forbids it (ptrace(2)).
+fn untraceable(test: &Test) {
+    const AS_A_UNIT_DOES: [&str; 2] = ["--bounding-set=-sys_ptrace", "--inh-caps=-sys_ptrace"];
+    let program = Service::keeping(test);
+    let start = |command: Vec<std::ffi::OsString>| {
+        let tool = Tool::new(test, "setpriv").args(AS_A_UNIT_DOES);
+        let variables = program.environment().clone();
+        tool.envs(variables).args(command).start()
+    };
+    let can_be_looked_at = |process: Process| {
+        let root = format!("/proc/{}/root/etc", process.0);
+        let tool = Tool::new(test, "setpriv").args(AS_A_UNIT_DOES);
+        tool.args(["ls", &root]).run().status.success()
+    };
+    let service = start(program.command_line());
+    eventually("the service is ready", || {
+        service.log().contains("keeping keys").then_some(())
+    });
+    let other = start(vec!["sleep".into(), "100".into()]);
+    eventually("else this would prove nothing", || {
+        can_be_looked_at(other.process()).then_some(())
+    });
+    assert!(!can_be_looked_at(service.process()));
 }
 
 fn sockets_of(process: Process) -> BTreeSet<String> {
