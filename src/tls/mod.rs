@@ -34,6 +34,7 @@ use crate::clock;
 use crate::host_name::HostName;
 use engine::Engine;
 use expiry::{Expiry, Noting};
+use hello::HelloFacts;
 use hello::OPENING_LENGTH;
 use resolver::{Heard, Refusal, Resolver};
 use tickets::Ticketer;
@@ -147,10 +148,11 @@ pub(crate) struct Tls {
     engine: Engine,
     /// `None` when it is over.
     handshake: Option<Handshake>,
-    heard: Arc<Heard>,
     oldest_version: OldestVersion,
     /// The client's first octets, to tell what it speaks if that is not TLS.
     opening: Vec<u8>,
+    /// The name that the client asked for, when the handshake is over.
+    server_name: Option<String>,
 }
 
 /// What only the handshake needs: chains of certificates, and files of authorities and revocation lists, have kilobytes and more.
@@ -168,6 +170,13 @@ pub(crate) enum Progress {
     Open,
     /// The client sent close_notify: no more will come from it, but it can still be written to (RFC 8446 section 6.1).
     PeerClosed,
+}
+
+impl Handshake {
+    /// What the ClientHello said, if there was one.
+    fn heard(&self) -> Option<&HelloFacts> {
+        self.resolver.heard.facts()
+    }
 }
 
 impl TlsServer {
@@ -237,9 +246,9 @@ impl TlsServer {
                 client_auth: self.client_auth.clone(),
                 resolver: self.resolver.clone(),
             }),
-            heard: self.resolver.heard.clone(),
             oldest_version: self.oldest_version,
             opening: Vec::new(),
+            server_name: None,
         })
     }
 }
@@ -359,11 +368,15 @@ impl Tls {
 
     /// The name that the client asked for, even if the handshake failed.
     pub(crate) fn server_name(&self) -> Option<&str> {
-        self.heard.facts()?.server_name.as_deref()
+        match &self.handshake {
+            Some(handshake) => handshake.heard()?.server_name.as_deref(),
+            None => self.server_name.as_deref(),
+        }
     }
 
     /// Lets go of what only the handshake needs, once it is over and all is known that there is to know.
     pub(crate) fn end_handshake(&mut self) {
+        self.server_name = self.server_name().map(str::to_owned);
         self.handshake = None;
     }
 
@@ -381,12 +394,14 @@ impl Tls {
 
     /// Why the handshake failed, in an administrator's words. They may contain octets of the client's.
     pub(crate) fn explain(&self, error: &Error) -> String {
-        let handshake = self.handshake.iter();
-        let certificates = handshake.flat_map(|handshake| &handshake.resolver.certificates);
-        let mut hello = self.heard.facts().cloned().unwrap_or_default();
+        let handshake = self.handshake.as_ref();
+        let heard = handshake.and_then(Handshake::heard);
+        let mut hello = heard.cloned().unwrap_or_default();
+        let certificates = handshake.map(|handshake| &handshake.resolver.certificates);
         hello.opening.clone_from(&self.opening);
         hello.is_without_alert = !self.engine.has_sent_alert();
         hello.is_tls13_only = self.oldest_version == OldestVersion::Tls13;
+        let certificates = certificates.into_iter().flatten();
         hello.certificates = certificates.filter_map(Certified::kind).collect();
         if let Some(Refusal::Client(why)) = self.refusal() {
             hello.refusal = Some(*why);
@@ -475,29 +490,40 @@ mod tests {
         assert!(server.holds_memory());
     }
 
+    /// A handshake of this version; the client, which has nothing more to read or write.
+    fn shake_hands(
+        server: &mut Tls,
+        certificate: CertificateDer<'_>,
+        version: &'static rustls::SupportedProtocolVersion,
+    ) -> ClientConnection {
+        let mut roots = RootCertStore::empty();
+        roots.add(certificate.into_owned()).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[version])
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let name = "localhost".try_into().unwrap();
+        let mut client = ClientConnection::new(Arc::new(config), name).unwrap();
+        let (mut plaintext, mut outgoing) = (Buffer::default(), Buffer::default());
+        while client.is_handshaking() || client.wants_write() {
+            let mut records = Vec::new();
+            client.write_tls(&mut records).unwrap();
+            receive(server, &records, &mut plaintext, &mut outgoing).unwrap();
+            client.read_tls(&mut outgoing.filled()).unwrap();
+            outgoing.consume(usize::MAX);
+            client.process_new_packets().unwrap();
+        }
+        client
+    }
+
     #[test]
     fn nothing_comes_after_close_notify() {
         for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
             let (mut server, certificate) = server();
-            let mut roots = RootCertStore::empty();
-            roots.add(certificate).unwrap();
-            let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-            let config = ClientConfig::builder_with_provider(provider)
-                .with_protocol_versions(&[version])
-                .unwrap()
-                .with_root_certificates(roots)
-                .with_no_client_auth();
-            let name = "localhost".try_into().unwrap();
-            let mut client = ClientConnection::new(Arc::new(config), name).unwrap();
+            let mut client = shake_hands(&mut server, certificate, version);
             let (mut plaintext, mut outgoing) = (Buffer::default(), Buffer::default());
-            while client.is_handshaking() || client.wants_write() {
-                let mut records = Vec::new();
-                client.write_tls(&mut records).unwrap();
-                receive(&mut server, &records, &mut plaintext, &mut outgoing).unwrap();
-                client.read_tls(&mut outgoing.filled()).unwrap();
-                outgoing.consume(usize::MAX);
-                client.process_new_packets().unwrap();
-            }
             server.close(&mut outgoing).unwrap();
             client.read_tls(&mut outgoing.filled()).unwrap();
             assert!(client.process_new_packets().unwrap().peer_has_closed());
@@ -506,6 +532,19 @@ mod tests {
             assert!(receive(&mut server, broken, &mut plaintext, &mut outgoing).is_err());
             assert!(outgoing.is_empty(), "{version:?}: {:?}", outgoing.filled());
             assert!(plaintext.is_empty());
+        }
+    }
+
+    #[test]
+    fn what_only_the_handshake_needs_is_let_go_of_after_it() {
+        for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+            let (mut server, certificate) = server();
+            let resolver = Arc::downgrade(&server.handshake.as_ref().unwrap().resolver);
+            shake_hands(&mut server, certificate, version);
+            server.end_handshake();
+            // The library has none of it either.
+            assert!(resolver.upgrade().is_none(), "{version:?}");
+            assert_eq!(server.server_name(), Some("localhost"));
         }
     }
 
