@@ -285,7 +285,7 @@ fn keeper_service() -> Roff {
              --keeper, start no keeper of their own, and read none of --cert, --key, --cert-dir, --ocsp and --ticket-keys, so that they need \
              not be able to. Each comes there before it reads from its client, and may ask for as much as one handshake needs. The \
              listener has such a keeper by itself, and is not given --keeper.",
-            "At most --max-connections are inside at a time, until their handshakes are over. Whoever is one too many waits; after 10 seconds, or \
+            "At most --max-connections are inside at a time, until their handshakes are over. Whoever is one too many waits; after 10 to 20 seconds, or \
              where nobody listens, the client is told BYE [UNAVAILABLE], and the exit status is 111. A keeper that dies is started anew.",
             "NOTIFY_SOCKET and WATCHDOG_USEC are as above.",
         ],

@@ -122,7 +122,14 @@ pub(crate) fn keep(
 
 fn start(options: &CommonOptions, sockets: &Sockets, log: &Log) -> Result<SharedKeeper, Error> {
     let mut plan = Plans::look_up(options, log)?.keeper;
-    plan.limits.descriptors = keeper::descriptors(options.listening.max_connections);
+    let most = options.listening.max_connections;
+    plan.limits.descriptors = keeper::descriptors(most);
+    let room = keeper::room(plan.limits.descriptors);
+    if room < most {
+        log.warning(format_args!(
+            "there is room for {room} at a time, not for {most} (--max-connections): the limit on open files is too low (ulimit -n, LimitNOFILE=)"
+        ));
+    }
     let (keeper, offer) = start_keeper_service(options, plan, sockets.first()?)?;
     for warning in &offer.warnings {
         log.warning(warning);
@@ -165,7 +172,7 @@ impl Keeping<'_> {
             Stage::Keeping if self.renew_at <= now => self.renew(),
             Stage::Draining(until) if until <= now => {
                 self.log.warning(format_args!(
-                    "{} keepers are killed: handshakes are still under way",
+                    "{} keepers are killed: clients that are not inside TLS have not let go of them",
                     self.retired.len()
                 ));
                 for keeper in &self.retired {
@@ -210,7 +217,7 @@ impl Keeping<'_> {
             let Request::Run(Task::Keep(options)) = request else {
                 return Err(Error::Usage("there is nothing to keep any more".to_owned()));
             };
-            if options.keeper != self.options.keeper {
+            if sockets.would_move_to(options.keeper.as_deref()) {
                 log.warning("--keeper has changed, which takes a restart");
             }
             Ok((start(&options, sockets, log)?, options))
@@ -250,8 +257,10 @@ impl Keeping<'_> {
 
     /// Lets the keeper go: it ends when its last handshake is over.
     fn retire(&mut self) {
-        let before = self.keeper.take();
-        self.retired.extend(before.map(|keeper| keeper.process));
+        if let Some(before) = self.keeper.take() {
+            self.retired.insert(before.process);
+            before.let_go();
+        }
     }
 
     fn read_signals(&mut self) {

@@ -6,10 +6,9 @@ use std::{fmt, fs, io};
 
 use super::{Level, Report};
 use crate::cli::ListenAddress;
-use crate::error::{Error, reason};
+use crate::error::reason;
 use crate::imap::Policy;
-use crate::keeper::KeeperClient;
-use crate::listener::{can_be_bound, can_be_made};
+use crate::listener::{can_be_bound, examine_keepers};
 use crate::log::{Destination, Escaped, Log, Verbosity};
 use crate::sandbox::{Features, Requirement};
 
@@ -182,16 +181,11 @@ pub(super) fn check_keepers_socket(report: &mut Report, path: Option<&Path>) {
         let text = "no --keeper SOCKET: that is right only where systemd listens for it";
         return report.add(Level::Warning, SUBJECT, text);
     };
-    let place = path.display();
-    let (level, text) = match (KeeperClient::connect(path, &[]), can_be_made(path)) {
-        (Ok(_), _) => (Level::Ok, format!("'{place}' is listened on")),
-        (Err(Error::Setup(why)), _) => (Level::Error, why),
-        (Err(_), Ok(())) => (Level::Ok, format!("'{place}' can be listened on")),
-        (Err(_), Err(error)) => {
-            let text = format!("cannot listen on '{place}' (--keeper): {}", error.desc());
-            (Level::Error, text)
-        }
+    let (level, finding) = match examine_keepers(path) {
+        Ok(finding) => (Level::Ok, finding.to_owned()),
+        Err(why) => (Level::Error, why),
     };
+    let text = format!("'{}' (--keeper) {finding}", path.display());
     report.add(level, SUBJECT, text);
 }
 

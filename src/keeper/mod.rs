@@ -32,9 +32,10 @@ use nix::errno::Errno;
 use nix::poll::PollFlags;
 use nix::sys::epoll::{Epoll, EpollCreateFlags};
 use nix::sys::resource::{Resource, getrlimit};
+use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, getsockopt, send, setsockopt,
-    socket, socketpair, sockopt,
+    AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, UnixAddr, connect, getsockopt, send,
+    setsockopt, shutdown, socket, socketpair, sockopt,
 };
 use nix::sys::time::{TimeVal, TimeValLike as _};
 use nix::unistd::{Pid, geteuid};
@@ -128,7 +129,7 @@ impl KeeperClient {
     /// whoever may have put it there is root, or whom we were started as.
     ///
     /// # Errors
-    /// `System` if it is not there or does not let anybody in, `Setup` if it is a stranger.
+    /// `System` if it is not there or does not let anybody in, `Setup` if it is a stranger, or that path can be no keeper's.
     pub(crate) fn connect(path: &Path, binding: &[u8]) -> Result<Self, Error> {
         let place = || format!("the keeper at '{}' (--keeper)", path.display());
         let failed = |error: nix::Error| {
@@ -139,7 +140,14 @@ impl KeeperClient {
                 Errno::EAGAIN => ": it does not keep up",
                 _ => "",
             };
-            Error::System(format!("cannot reach {}: {}{hint}", place(), error.desc()))
+            let text = format!("cannot reach {}: {}{hint}", place(), error.desc());
+            match error {
+                // These do not pass by themselves.
+                Errno::EACCES | Errno::ENAMETOOLONG | Errno::ENOTDIR | Errno::EPROTOTYPE => {
+                    Error::Setup(text)
+                }
+                _ => Error::System(text),
+            }
         };
         let address = UnixAddr::new(path).map_err(failed)?;
         let (kind, flags) = (SockType::SeqPacket, SockFlag::SOCK_CLOEXEC);
@@ -261,7 +269,10 @@ impl SharedKeeper {
         // Else it would not be seen to end.
         drop(theirs);
         let client = KeeperClient::with(ours);
-        let offer = client.introduction()?;
+        let offer = client.introduction().inspect_err(|_| {
+            // It may wait for a file for ever, with copies of what it was forked with. It has not been reaped, so that it is this one.
+            let _ = kill(process, Signal::SIGKILL);
+        })?;
         let control = client.line.take()?;
         let keeper = Self {
             client,
@@ -269,6 +280,12 @@ impl SharedKeeper {
             process,
         };
         Ok((keeper, offer))
+    }
+
+    /// Lets the keeper go, whoever has a copy of the way to it. Not for one whose way others have by right.
+    pub(crate) fn let_go(self) {
+        // It may have ended already.
+        let _ = shutdown(self.control.as_raw_fd(), Shutdown::Both);
     }
 
     /// A socket for one more connection to ask on, for [`KeeperClient::adopt`].
@@ -293,9 +310,8 @@ fn audience(listened_on: Option<BorrowedFd<'_>>, descriptors: u64) -> io::Result
     let Some(listened_on) = listened_on else {
         return Ok(Audience::Many(epoll));
     };
-    let most = descriptors.saturating_sub(SPARE_DESCRIPTORS).max(1);
     let door = Door {
-        most: usize::try_from(most).unwrap_or(usize::MAX),
+        most: room(descriptors),
         socket: sys::duplicate(listened_on)?,
     };
     Ok(Audience::Service(epoll, door))
@@ -308,6 +324,12 @@ const SPARE_DESCRIPTORS: u64 = 64;
 pub(crate) fn descriptors(connections: usize) -> u64 {
     let most = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(_, hard)| hard);
     most.min(connections as u64 + SPARE_DESCRIPTORS)
+}
+
+/// How many connections there is room for with so many descriptors.
+pub(crate) fn room(descriptors: u64) -> usize {
+    let most = descriptors.saturating_sub(SPARE_DESCRIPTORS).max(1);
+    usize::try_from(most).unwrap_or(usize::MAX)
 }
 
 fn start_process(child: impl FnOnce() -> u8) -> Result<Pid, Error> {

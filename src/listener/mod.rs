@@ -18,7 +18,7 @@ use nix::sys::signalfd::SignalFd;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-pub(crate) use sockets::{Sockets, can_be_bound, can_be_made};
+pub(crate) use sockets::{Sockets, can_be_bound, examine_keepers};
 
 use crate::admission::Application;
 use crate::cli::Listening;

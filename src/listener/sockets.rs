@@ -1,6 +1,7 @@
 //! Sockets to listen on: opened here, or handed over by systemd.
 
 use std::fmt;
+use std::fs::Metadata;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
@@ -22,10 +23,33 @@ use crate::error::{Error, reason};
 /// One that is listened on.
 #[derive(Debug)]
 struct Opened {
+    file: Option<OwnFile>,
     name: String,
-    /// To be removed at the end.
-    path: Option<PathBuf>,
     socket: OwnedFd,
+}
+
+/// The file of a socket that we made, to be removed at the end: that one, and not what another has put in its place.
+#[derive(Debug)]
+struct OwnFile {
+    inode: (u64, u64),
+    path: PathBuf,
+}
+
+impl OwnFile {
+    fn of(path: &Path) -> Option<Self> {
+        let metadata = std::fs::symlink_metadata(path).ok()?;
+        Some(Self {
+            inode: (metadata.dev(), metadata.ino()),
+            path: path.to_owned(),
+        })
+    }
+
+    fn remove(self) {
+        if Self::of(&self.path).is_some_and(|now| now.inode == self.inode) {
+            // It may have been removed already.
+            let _ = std::fs::remove_file(self.path);
+        }
+    }
 }
 
 /// All of them.
@@ -52,8 +76,8 @@ impl Sockets {
         }
         for socket in inherited {
             sockets.push(Opened {
+                file: None,
                 name: name(socket.as_fd()),
-                path: None,
                 socket,
             });
         }
@@ -89,8 +113,8 @@ impl Sockets {
                 }
                 check_mode(&socket)?;
                 let name = name(socket.as_fd());
-                let path = None;
-                Opened { name, path, socket }
+                let file = None;
+                Opened { file, name, socket }
             }
             (Some(_), Some(_), _) => {
                 return Err(Error::Setup(
@@ -111,6 +135,12 @@ impl Sockets {
         socket.ok_or_else(|| Error::System("nothing is listened on any more".to_owned()))
     }
 
+    /// Whether another path is none of a socket that we made ourselves.
+    pub(crate) fn would_move_to(&self, path: Option<&Path>) -> bool {
+        let mut own = self.0.iter().filter_map(|opened| opened.file.as_ref());
+        own.any(|file| Some(file.path.as_path()) != path)
+    }
+
     pub(super) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         self.0.iter().map(|opened| opened.socket.as_fd())
     }
@@ -118,9 +148,8 @@ impl Sockets {
     /// Listens no more. Who comes meanwhile is refused by the kernel, or waits at the socket that systemd keeps.
     pub(crate) fn close(&mut self) {
         for opened in self.0.drain(..) {
-            if let Some(path) = opened.path {
-                // It may have been removed already.
-                let _ = std::fs::remove_file(path);
+            if let Some(file) = opened.file {
+                file.remove();
             }
         }
     }
@@ -149,7 +178,7 @@ pub(crate) fn can_be_bound(address: &ListenAddress) -> nix::Result<()> {
 ///
 /// # Errors
 /// As access(2).
-pub(crate) fn can_be_made(path: &Path) -> nix::Result<()> {
+fn can_be_made(path: &Path) -> nix::Result<()> {
     // A bare name's is "".
     let directory = path
         .parent()
@@ -193,7 +222,7 @@ fn open_unix(path: &Path, kind: SockType) -> nix::Result<Opened> {
     remove_stale(path, &address, kind);
     let socket = new_socket(AddressFamily::Unix, kind)?;
     bind(socket.as_raw_fd(), &address)?;
-    begin(socket, Some(path.to_owned()))
+    begin(socket, OwnFile::of(path))
 }
 
 /// Nobody may come in the time between bind(2) and chmod(2), so the mode is there from the start.
@@ -221,8 +250,7 @@ fn check_mode(socket: &OwnedFd) -> Result<(), Error> {
         );
         Error::setup(what, reason(&error))
     })?;
-    // Connecting takes the right to write (unix(7)).
-    if metadata.mode() & Mode::S_IWOTH.bits() == 0 {
+    if !is_for_everybody(&metadata) {
         return Ok(());
     }
     Err(Error::Setup(format!(
@@ -246,11 +274,11 @@ fn new_socket(family: AddressFamily, kind: SockType) -> nix::Result<OwnedFd> {
     socket(family, kind, SockFlag::SOCK_CLOEXEC, None)
 }
 
-fn begin(socket: OwnedFd, path: Option<PathBuf>) -> nix::Result<Opened> {
+fn begin(socket: OwnedFd, file: Option<OwnFile>) -> nix::Result<Opened> {
     listen(&socket, Backlog::MAXCONN)?;
     Ok(Opened {
+        file,
         name: name(socket.as_fd()),
-        path,
         socket,
     })
 }
@@ -258,16 +286,56 @@ fn begin(socket: OwnedFd, path: Option<PathBuf>) -> nix::Result<Opened> {
 /// A socket that nobody listens on any more is in the way. Anything else stays where it is, and binding says so.
 fn remove_stale(path: &Path, address: &UnixAddr, kind: SockType) {
     let is_socket = std::fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket());
-    if !is_socket {
-        return;
-    }
-    let Ok(probe) = new_socket(AddressFamily::Unix, kind) else {
-        return;
-    };
-    if connect(probe.as_raw_fd(), address) == Err(Errno::ECONNREFUSED) {
+    if is_socket && probe(address, kind) == Err(Errno::ECONNREFUSED) {
         // Should it fail, binding says why.
         let _ = std::fs::remove_file(path);
     }
+}
+
+/// Whether somebody listens there. Where so many are waiting that there is no room for us, somebody does.
+///
+/// # Errors
+/// As connect(2): `ECONNREFUSED` where nobody does.
+fn probe(address: &UnixAddr, kind: SockType) -> nix::Result<()> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let probe = socket(AddressFamily::Unix, kind, flags, None)?;
+    match connect(probe.as_raw_fd(), address) {
+        Err(Errno::EAGAIN) => Ok(()),
+        result => result,
+    }
+}
+
+/// Whether the keeper service listens there, or could.
+///
+/// # Errors
+/// Why not, in words.
+pub(crate) fn examine_keepers(path: &Path) -> Result<&'static str, String> {
+    const CAN_BE: &str = "can be listened on";
+    let say = |error: Errno| format!("cannot be listened on: {}", error.desc());
+    let address = UnixAddr::new(path).map_err(say)?;
+    let can_be = || can_be_made(path).map(|()| CAN_BE).map_err(say);
+    let metadata = match std::fs::symlink_metadata(path) {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return can_be(),
+        Err(error) => return Err(format!("cannot be looked at: {}", reason(&error))),
+    };
+    if !metadata.file_type().is_socket() {
+        return Err("is there already, and is no socket".to_owned());
+    }
+    match probe(&address, SockType::SeqPacket) {
+        Ok(()) if is_for_everybody(&metadata) => Err(format!(
+            "is listened on, but everybody may come to it (mode {:04o}): the keeper needs SocketMode=0600",
+            metadata.mode() & 0o7777
+        )),
+        Ok(()) => Ok("is listened on"),
+        Err(Errno::ECONNREFUSED) => can_be(),
+        Err(error) => Err(say(error)),
+    }
+}
+
+/// Connecting takes the right to write (unix(7)).
+fn is_for_everybody(socket: &Metadata) -> bool {
+    socket.mode() & Mode::S_IWOTH.bits() != 0
 }
 
 fn name(socket: BorrowedFd<'_>) -> String {
@@ -316,6 +384,57 @@ mod tests {
             std::fs::read(directory.join("socket")).unwrap(),
             b"precious"
         );
+        std::fs::remove_dir_all(directory).unwrap();
+    }
+
+    #[test]
+    fn what_another_has_put_in_the_place_of_a_socket_stays() {
+        let directory = nix::unistd::mkdtemp("/tmp/imap-tls-listen.XXXXXX").unwrap();
+        let path = directory.join("socket");
+        let mut sockets = open(&[&format!("unix:{}", path.display())]).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let another = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        sockets.close();
+        assert!(path.exists());
+        drop(another);
+        std::fs::remove_dir_all(directory).unwrap();
+    }
+
+    #[test]
+    fn where_the_keeper_is_to_listen_is_examined() {
+        let directory = nix::unistd::mkdtemp("/tmp/imap-tls-listen.XXXXXX").unwrap();
+        let path = directory.join("keeper");
+        let mode = |mode| {
+            use std::os::unix::fs::PermissionsExt as _;
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+        };
+        assert_eq!(examine_keepers(&path), Ok("can be listened on"));
+        // Not with the mode, which takes umask(2), which is the whole process's.
+        let keeper = open_unix(&path, SockType::SeqPacket).unwrap();
+        mode(0o600);
+        assert_eq!(examine_keepers(&path), Ok("is listened on"));
+        mode(0o666);
+        let why = examine_keepers(&path).unwrap_err();
+        assert!(
+            why.contains("everybody may come to it (mode 0666)"),
+            "{why}"
+        );
+        mode(0o600);
+        // Left behind, as after kill -9.
+        drop(keeper);
+        assert_eq!(examine_keepers(&path), Ok("can be listened on"));
+        std::fs::remove_file(&path).unwrap();
+        let stream = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let why = examine_keepers(&path).unwrap_err();
+        assert_eq!(why, "cannot be listened on: Protocol wrong type for socket");
+        drop(stream);
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, b"precious").unwrap();
+        let why = examine_keepers(&path).unwrap_err();
+        assert_eq!(why, "is there already, and is no socket");
+        let long = directory.join("x".repeat(120));
+        let why = examine_keepers(&long).unwrap_err();
+        assert_eq!(why, "cannot be listened on: File name too long");
         std::fs::remove_dir_all(directory).unwrap();
     }
 
