@@ -164,11 +164,8 @@ impl KeeperClient {
         let owner = getsockopt(&ours, sockopt::PeerCredentials)
             .map_err(failed)?
             .uid();
-        if owner != 0 && owner != geteuid().as_raw() {
-            return Err(Error::Setup(format!(
-                "{} belongs to uid {owner}, who is not to be trusted with it: root has to start it",
-                place()
-            )));
+        if !is_trusted(owner) {
+            return Err(Error::Setup(format!("{} {}", place(), distrust(owner))));
         }
         let begin = Request::Begin(binding).encode();
         sys::uninterrupted(|| send(ours.as_raw_fd(), &begin, MsgFlags::MSG_NOSIGNAL))
@@ -302,6 +299,16 @@ impl SharedKeeper {
         })?;
         Ok(ours)
     }
+}
+
+/// Whether a user may be the one who keeps our keys: whoever listens somewhere may be anybody.
+pub(crate) fn is_trusted(owner: u32) -> bool {
+    owner == 0 || owner == geteuid().as_raw()
+}
+
+/// What is wrong with any other.
+pub(crate) fn distrust(owner: u32) -> String {
+    format!("belongs to uid {owner}, who is not to be trusted with it: root has to start it")
 }
 
 /// Who is to be answered by a keeper with so many descriptors.

@@ -19,6 +19,7 @@ use nix::unistd::AccessFlags;
 use crate::activation::inet;
 use crate::cli::ListenAddress;
 use crate::error::{Error, reason};
+use crate::keeper::{distrust, is_trusted};
 
 /// One that is listened on.
 #[derive(Debug)]
@@ -292,16 +293,17 @@ fn remove_stale(path: &Path, address: &UnixAddr, kind: SockType) {
     }
 }
 
-/// Whether somebody listens there. Where so many are waiting that there is no room for us, somebody does.
+/// Who listens there, by user. Where so many are waiting that there is no room for us, somebody does.
 ///
 /// # Errors
 /// As connect(2): `ECONNREFUSED` where nobody does.
-fn probe(address: &UnixAddr, kind: SockType) -> nix::Result<()> {
+fn probe(address: &UnixAddr, kind: SockType) -> nix::Result<Option<u32>> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let probe = socket(AddressFamily::Unix, kind, flags, None)?;
     match connect(probe.as_raw_fd(), address) {
-        Err(Errno::EAGAIN) => Ok(()),
-        result => result,
+        Ok(()) => getsockopt(&probe, sockopt::PeerCredentials).map(|whose| Some(whose.uid())),
+        Err(Errno::EAGAIN) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
@@ -323,11 +325,12 @@ pub(crate) fn examine_keepers(path: &Path) -> Result<&'static str, String> {
         return Err("is there already, and is no socket".to_owned());
     }
     match probe(&address, SockType::SeqPacket) {
-        Ok(()) if is_for_everybody(&metadata) => Err(format!(
+        Ok(Some(owner)) if !is_trusted(owner) => Err(distrust(owner)),
+        Ok(_) if is_for_everybody(&metadata) => Err(format!(
             "is listened on, but everybody may come to it (mode {:04o}): the keeper needs SocketMode=0600",
             metadata.mode() & 0o7777
         )),
-        Ok(()) => Ok("is listened on"),
+        Ok(_) => Ok("is listened on"),
         Err(Errno::ECONNREFUSED) => can_be(),
         Err(error) => Err(say(error)),
     }

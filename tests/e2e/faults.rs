@@ -738,8 +738,12 @@ fn judge_ends(scenario: &Scenario, point: Point, fault: Fault, got: &Outcome) ->
                 let is_untold = (point.role, point.call, ended.role)
                     == ("service", libc::SYS_close, "keeper")
                     && got.log.contains("keepers are killed");
+                // It said nothing, as far as could be told.
+                let is_given_up =
+                    ended.role == "keeper" && got.log.contains("no answer from the keeper");
                 fault == Fault::Killed && point.role == ended.role
                     || !got.hung.is_empty()
+                    || is_given_up
                     || is_untold
             }
             // In the sandbox the filter has something against abort(3) first.

@@ -553,7 +553,7 @@ fn as_plain_user(program: Program, user: u32) -> Program {
 
 fn another_user(test: &Test) {
     let service = start(test);
-    let log = turned_away(&as_plain_user(Service::serving(test), 61_003), 111);
+    let log = turned_away(&as_plain_user(Service::serving(test), 61_003), 100);
     let wanted = format!(
         "cannot reach the keeper at '{}' (--keeper): Permission denied",
         Service::socket(test).display()
@@ -616,13 +616,13 @@ fn absent(test: &Test) {
     // It is another kind of socket.
     std::fs::remove_file(&path).unwrap();
     let _stream = std::os::unix::net::UnixListener::bind(&path).unwrap();
-    let log = turned_away(&program, 111);
+    let log = turned_away(&program, 100);
     assert!(log.contains("(--keeper): "), "{log}");
     assert!(test.record().is_empty());
     let mut session = program.tls("implicit").start();
     assert_eq!(session.client().read_to_end().0, b"");
     session.close_client();
-    assert_eq!(session.wait_code(), 111);
+    assert_eq!(session.wait_code(), 100);
 }
 
 /// After ten seconds, whether it does not let in or says nothing.
@@ -933,7 +933,7 @@ fn drain_is_over(test: &Test) {
         assert_eq!(service.wait().code(), Some(0));
         let log = service.log();
         assert!(
-            log.contains("killed: handshakes are still under way"),
+            log.contains("killed: clients that are not inside TLS have not let go"),
             "{log}"
         );
         early.wait_log("the keeper has ended");
@@ -1257,7 +1257,7 @@ fn check(test: &Test) {
             "ok: sandbox: chroot, ids, limits, no_new_privs and system call filter work",
             "ok: certificate and key: they match",
             "ok: certificate: it is for localhost, mail.example, 127.0.0.1, ::1",
-            &format!("ok: keeper service: '{place}' can be listened on"),
+            &format!("ok: keeper service: '{place}' (--keeper) can be listened on"),
         ],
     );
     // It serves nobody, and has not begun to listen.
@@ -1270,7 +1270,9 @@ fn check(test: &Test) {
     let text = report(Service::keeping(test), 0);
     assert_says(
         &text,
-        &[&format!("ok: keeper service: '{place}' is listened on")],
+        &[&format!(
+            "ok: keeper service: '{place}' (--keeper) is listened on"
+        )],
     );
     let text = report(Service::serving(test), 0);
     assert_says(
@@ -1316,7 +1318,7 @@ fn check_faults(test: &Test) {
         ),
         (
             Service::keeping(test).option("--keeper", "/nonexistent/keeper.sock"),
-            "error: keeper service: cannot listen on '/nonexistent/keeper.sock' (--keeper): No such file or directory",
+            "error: keeper service: '/nonexistent/keeper.sock' (--keeper) cannot be listened on: No such file or directory",
         ),
         (
             Service::keeping(test).backend(["imapd"]),
