@@ -288,7 +288,7 @@ fn entries(places: &[&str]) -> Vec<String> {
     found
 }
 
-/// Whether an entry in this file runs us. Only xinetd's have braces, and can be disabled.
+/// Whether an entry in this file runs us for clients. Only xinetd's have braces, and can be disabled.
 fn runs_us(text: &str) -> bool {
     text.split('}').any(|entry| {
         let mut lines = entry
@@ -299,7 +299,13 @@ fn runs_us(text: &str) -> bool {
             line.split_once('=')
                 .is_some_and(|(name, value)| name.trim() == "disable" && value.trim() == "yes")
         });
-        !is_disabled && lines.any(|line| line.contains("/imap-tls"))
+        // The keeper service has to do with no client, nor has the directory of its socket.
+        let serves = |line: &str| {
+            line.contains("/imap-tls")
+                && !line.starts_with("Listen")
+                && !line.split_whitespace().any(|word| word == "--keep")
+        };
+        !is_disabled && lines.any(serves)
     })
 }
 
@@ -502,6 +508,10 @@ mod tests {
     fn an_entry_that_is_disabled_or_a_comment_does_not_count() {
         assert!(runs_us("ExecStart=-/usr/sbin/imap-tls --tls implicit\n"));
         assert!(!runs_us("# ExecStart=-/usr/sbin/imap-tls\n"));
+        assert!(!runs_us(
+            "ExecStart=/usr/sbin/imap-tls --keep --settings /etc/imap-tls/imap-tls.conf\n"
+        ));
+        assert!(!runs_us("ListenSequentialPacket=/run/imap-tls/keeper\n"));
         let xinetd = "service a\n{\n\tdisable = no\n\tserver_args = /usr/sbin/imap-tls\n}\n";
         assert!(runs_us(xinetd));
         let disabled = xinetd.replace("no", "yes");
