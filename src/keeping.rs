@@ -23,7 +23,7 @@ use nix::unistd::Pid;
 use crate::cli::{self, CommonOptions, Request, Task};
 use crate::error::Error;
 use crate::keeper::{self, SharedKeeper};
-use crate::listener::Sockets;
+use crate::listener::{Sockets, watch_signals};
 use crate::log::Log;
 use crate::notify::Notifier;
 use crate::sandbox::{Features, forbid_tracing};
@@ -38,14 +38,6 @@ const URGENT_RETRY: Duration = Duration::from_secs(5);
 const INTERVAL: Duration = Duration::from_secs(1);
 /// How long a killed process may take to end.
 const KILL_LIMIT: Duration = Duration::from_secs(5);
-
-/// SIGCHLD for keepers that have ended, SIGHUP to reload, SIGTERM and SIGINT to end.
-const WATCHED: &[Signal] = &[
-    Signal::SIGCHLD,
-    Signal::SIGHUP,
-    Signal::SIGINT,
-    Signal::SIGTERM,
-];
 
 /// The way to the end; each stage has a time when the next one begins.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -97,8 +89,7 @@ pub(crate) fn keep(
     for lack in Features::of_kernel().lacking() {
         log.warning(lack);
     }
-    let signals = sys::watch_signals(WATCHED)
-        .map_err(|error| Error::system("cannot watch for signals", error.desc()))?;
+    let signals = watch_signals()?;
     let mut keeping = Keeping {
         keeper: Some(keeper),
         log,

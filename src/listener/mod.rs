@@ -134,7 +134,7 @@ struct Listener<'a, S> {
 /// # Errors
 /// `System` if waiting is impossible.
 pub(crate) fn listen<S: Service>(sockets: Sockets, service: S, log: &mut Log) -> Result<(), Error> {
-    let signals = sys::watch_signals(WATCHED).map_err(cannot_watch)?;
+    let signals = watch_signals()?;
     let now = Instant::now();
     let renew_at = now + service.listening().renewal;
     let mut listener = Listener {
@@ -160,6 +160,14 @@ pub(crate) fn listen<S: Service>(sockets: Sockets, service: S, log: &mut Log) ->
         .info(format_args!("listening on {}", listener.sockets));
     listener.notifier.ready(listener.log);
     listener.run()
+}
+
+/// Where the signals are read that a service is told something with.
+///
+/// # Errors
+/// `System` if the kernel refuses.
+pub(crate) fn watch_signals() -> Result<SignalFd, Error> {
+    sys::watch_signals(WATCHED).map_err(cannot_watch)
 }
 
 /// A SIGHUP that comes before we serve is answered when we do, and no reason to end.
