@@ -12,7 +12,7 @@ use std::{env, fs, io};
 
 use clap_complete::Shell;
 use clap_mangen::Man;
-use clap_mangen::roff::{Roff, bold, italic, roman};
+use clap_mangen::roff::{Inline, Roff, bold, italic, roman};
 
 fn main() -> ExitCode {
     let Some(directory) = env::args_os().nth(1) else {
@@ -117,50 +117,46 @@ fn example(page: &mut Roff, text: &str) {
 
 fn synopsis() -> Roff {
     let mut page = section("SYNOPSIS");
-    page.text([
-        bold("imap-tls"),
-        roman(" ["),
-        italic("OPTIONS"),
-        roman("] [--] "),
-        italic("BACKEND"),
-        roman(" ["),
-        italic("ARGS"),
-        roman("]..."),
-    ]);
-    page.control("br", []);
-    page.text([
-        bold("imap-tls"),
-        roman(" ["),
-        italic("OPTIONS"),
-        roman("] "),
-        bold("--connect"),
-        roman(" "),
-        italic("HOST"),
-        roman(":"),
-        italic("PORT"),
-        roman("|unix:"),
-        italic("PATH"),
-    ]);
-    page.control("br", []);
-    page.text([
-        bold("imap-tls"),
-        roman(" ["),
-        italic("OPTIONS"),
-        roman("] "),
-        bold("--backend-fd"),
-        roman(" "),
-        italic("N"),
-    ]);
-    page.control("br", []);
-    page.text([
-        bold("imap-tls"),
-        roman(" ["),
-        italic("OPTIONS"),
-        roman("] "),
-        bold("--keep --keeper"),
-        roman(" "),
-        italic("SOCKET"),
-    ]);
+    let mut form = |is_first: bool, rest: &[Inline]| {
+        if !is_first {
+            page.control("br", []);
+        }
+        let mut line = vec![
+            bold("imap-tls"),
+            roman(" ["),
+            italic("OPTIONS"),
+            roman("] "),
+        ];
+        line.extend_from_slice(rest);
+        page.text(line);
+    };
+    form(
+        true,
+        &[
+            roman("[--] "),
+            italic("BACKEND"),
+            roman(" ["),
+            italic("ARGS"),
+            roman("]..."),
+        ],
+    );
+    form(
+        false,
+        &[
+            bold("--connect"),
+            roman(" "),
+            italic("HOST"),
+            roman(":"),
+            italic("PORT"),
+            roman("|unix:"),
+            italic("PATH"),
+        ],
+    );
+    form(false, &[bold("--backend-fd"), roman(" "), italic("N")]);
+    form(
+        false,
+        &[bold("--keep --keeper"), roman(" "), italic("SOCKET")],
+    );
     page
 }
 

@@ -298,14 +298,14 @@ impl Arguments {
                 "--keeper conflicts with --listen: the listener has a keeper of its own".to_owned(),
             ));
         }
-        let certificates = if self.keeper.is_some() && !self.keep {
-            // The service's affair, be they named in settings for both.
+        // What keys there are is the service's affair then, be they named in settings for both.
+        let is_for_service = self.keeper.is_some() && !self.keep;
+        let certificates = if is_for_service {
             Vec::new()
         } else {
             pair_certificates(self.cert, self.key, self.cert_dir.is_some())?
         };
-        if certificates.is_empty() && !self.ocsp.is_empty() && (self.keep || self.keeper.is_none())
-        {
+        if !is_for_service && certificates.is_empty() && !self.ocsp.is_empty() {
             return Err(Error::Usage(
                 "--ocsp is about a --cert, and there is none".to_owned(),
             ));

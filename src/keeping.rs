@@ -23,21 +23,15 @@ use nix::unistd::Pid;
 use crate::cli::{self, CommonOptions, Request, Task};
 use crate::error::Error;
 use crate::keeper::{self, SharedKeeper};
-use crate::listener::{Sockets, watch_signals};
+use crate::listener::{KILL_LIMIT, Sockets, retry_after, watch_signals};
 use crate::log::Log;
 use crate::notify::Notifier;
 use crate::sandbox::{Features, forbid_tracing};
 use crate::setup::{Plans, start_keeper_service};
 use crate::sys;
 
-/// How soon what failed to be renewed is tried again.
-const RETRY: Duration = Duration::from_secs(60);
-/// The same while there is no keeper.
-const URGENT_RETRY: Duration = Duration::from_secs(5);
 /// A keeper that ends as soon as it has begun would have this done without end: they begin at intervals of at least this.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// How long a killed process may take to end.
-const KILL_LIMIT: Duration = Duration::from_secs(5);
 
 /// The way to the end; each stage has a time when the next one begins.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -234,13 +228,13 @@ impl Keeping<'_> {
                 interval
             }
             Err(error) => {
-                let (fate, retry) = match self.keeper {
-                    Some(_) => ("the keeper stays as it was", RETRY),
-                    None => ("there is no keeper", URGENT_RETRY),
+                let fate = match self.keeper {
+                    Some(_) => "the keeper stays as it was",
+                    None => "there is no keeper",
                 };
                 self.log
                     .error(format_args!("nothing was renewed, and {fate}: {error}"));
-                interval.min(retry)
+                retry_after(interval, self.keeper.is_some())
             }
         };
         self.renew_at = Instant::now() + next;

@@ -109,10 +109,7 @@ fn serve(options: Box<Options>, source: cli::Source, stderr: Stderr) -> u8 {
             listen(options, source, &mut log, inherited).map(|()| 0)
         }
     });
-    result.unwrap_or_else(|error| {
-        log.error(&error);
-        error.exit_status()
-    })
+    end(result, &log)
 }
 
 fn keep(options: Box<CommonOptions>, source: cli::Source, stderr: Stderr) -> u8 {
@@ -130,13 +127,15 @@ fn keep(options: Box<CommonOptions>, source: cli::Source, stderr: Stderr) -> u8 
             keeping::keep(options, source, &mut log, inherited)
         }
     });
-    match result {
-        Ok(()) => 0,
-        Err(error) => {
-            log.error(&error);
-            error.exit_status()
-        }
-    }
+    end(result.map(|()| 0), &log)
+}
+
+/// The exit status of what has a status of its own, or has failed.
+fn end(result: Result<u8, Error>, log: &Log) -> u8 {
+    result.unwrap_or_else(|error| {
+        log.error(&error);
+        error.exit_status()
+    })
 }
 
 /// Sockets, what all connections have in common, then the connections, each with a process of its own.

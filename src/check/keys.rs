@@ -54,11 +54,8 @@ fn check_service(report: &mut Report, path: &Path) -> Option<Offer> {
         let count = offer.certificates.len();
         format!("'{}' answers: {count} certificates{more}", path.display())
     })?;
-    let are_many = offer.certificates.len() > 1;
-    for (number, certified) in (1..).zip(&offer.certificates) {
-        let label = are_many.then(|| format!("number {number}"));
-        report.labelled(label.as_deref(), |part| check_certified(part, certified));
-    }
+    let numbers = (1..).map(|number| format!("number {number}"));
+    check_all(report, &offer.certificates, numbers);
     if offer.has_ticket_keys {
         report.add(Level::Ok, "tickets", "sessions are resumed");
     }
@@ -83,13 +80,9 @@ pub(super) fn check_keys(
         several => format!("{} of each, and they match", several.len()),
     };
     let offer = report.take("certificate and key", offer, praise)?;
-    for (certified, files) in offer.certificates.iter().zip(&options.certificates) {
-        let is_one_of_many = options.certificates.len() > 1;
-        let path = files.certificate.display().to_string();
-        report.labelled(is_one_of_many.then_some(path.as_str()), |part| {
-            check_certified(part, certified);
-        });
-    }
+    let paths = options.certificates.iter();
+    let paths = paths.map(|files| files.certificate.display().to_string());
+    check_all(report, &offer.certificates, paths);
     for warning in &offer.warnings {
         report.add(Level::Warning, "tickets and OCSP", warning);
     }
@@ -128,6 +121,16 @@ fn ask_keeper<T>(
     // And the opener, if there is one.
     while nix::sys::wait::wait().is_ok() {}
     result
+}
+
+/// Each of the certificates, with its name in front where there are several.
+fn check_all(report: &mut Report, certificates: &[Certified], names: impl Iterator<Item = String>) {
+    let are_many = certificates.len() > 1;
+    for (certified, name) in certificates.iter().zip(names) {
+        report.labelled(are_many.then_some(name.as_str()), |part| {
+            check_certified(part, certified);
+        });
+    }
 }
 
 fn check_certified(report: &mut Report, certified: &Certified) {

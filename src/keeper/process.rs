@@ -63,7 +63,7 @@ pub(super) fn run(
         let introduction = Introduction::Ready(holdings);
         Ok((bounded(&introduction)?, introduction, keeper))
     });
-    let (bytes, introduction, keeper) = match keeper {
+    let (bytes, introduction, mut keeper) = match keeper {
         Ok(ready) => ready,
         Err(error) => {
             say(socket, &Introduction::Fault(error.to_string()).encode());
@@ -78,11 +78,7 @@ pub(super) fn run(
         Audience::Many(epoll) => shared::answer(&keeper, socket, &epoll, None),
         Audience::Service(epoll, door) => {
             // Whoever started the service has logged the warnings: a line for each connection would hide others.
-            let introduction = introduction.without_warnings().encode();
-            let keeper = Keeper {
-                introduction,
-                ..keeper
-            };
+            keeper.introduction = introduction.without_warnings().encode();
             shared::answer(&keeper, socket, &epoll, Some(door))
         }
     }

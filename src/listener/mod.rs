@@ -80,7 +80,7 @@ const URGENT_RETRY: Duration = Duration::from_secs(5);
 /// How long a connection may take to say goodbye: longer than the relay's own limit for it.
 const GOODBYE_LIMIT: Duration = Duration::from_secs(15);
 /// How long a killed process may take to end.
-const KILL_LIMIT: Duration = Duration::from_secs(5);
+pub(crate) const KILL_LIMIT: Duration = Duration::from_secs(5);
 /// To ask for any child that has ended, the kernel looks at each that there is (wait(2)). With more than these ...
 const FEW: usize = 64;
 /// ... it is not asked more often than so.
@@ -160,6 +160,11 @@ pub(crate) fn listen<S: Service>(sockets: Sockets, service: S, log: &mut Log) ->
         .info(format_args!("listening on {}", listener.sockets));
     listener.notifier.ready(listener.log);
     listener.run()
+}
+
+/// How soon what failed to be renewed is tried again, where it is every `interval` otherwise.
+pub(crate) fn retry_after(interval: Duration, has_keeper: bool) -> Duration {
+    interval.min(if has_keeper { RETRY } else { URGENT_RETRY })
 }
 
 /// Where the signals are read that a service is told something with.
@@ -281,15 +286,15 @@ impl<S: Service> Listener<'_, S> {
                     interval
                 }
                 Err(error) => {
-                    let (fate, retry) = if self.has_keeper {
-                        ("served as before", RETRY)
+                    let fate = if self.has_keeper {
+                        "served as before"
                     } else {
-                        ("refused", URGENT_RETRY)
+                        "refused"
                     };
                     self.log.error(format_args!(
                         "nothing was renewed, and new connections are {fate}: {error}"
                     ));
-                    interval.min(retry)
+                    retry_after(interval, self.has_keeper)
                 }
             };
     }

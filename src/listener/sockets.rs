@@ -136,7 +136,7 @@ impl Sockets {
         socket.ok_or_else(|| Error::System("nothing is listened on any more".to_owned()))
     }
 
-    /// Whether another path is none of a socket that we made ourselves.
+    /// Whether a socket that we made ourselves is elsewhere than at this path.
     pub(crate) fn would_move_to(&self, path: Option<&Path>) -> bool {
         let mut own = self.0.iter().filter_map(|opened| opened.file.as_ref());
         own.any(|file| Some(file.path.as_path()) != path)
@@ -366,79 +366,86 @@ mod tests {
         Sockets::open(&addresses, Vec::new())
     }
 
+    /// Runs a test with a directory of its own.
+    fn in_directory(test: impl FnOnce(&Path)) {
+        let directory = nix::unistd::mkdtemp("/tmp/imap-tls-listen.XXXXXX").unwrap();
+        test(&directory);
+        std::fs::remove_dir_all(directory).unwrap();
+    }
+
     #[test]
     fn a_unix_socket_that_nobody_listens_on_is_replaced_and_no_other_file() {
-        let directory = nix::unistd::mkdtemp("/tmp/imap-tls-listen.XXXXXX").unwrap();
-        let address = format!("unix:{}", directory.join("socket").display());
-        // Left behind, as after kill -9.
-        drop(open(&[&address]).unwrap());
-        let mut sockets = open(&[&address]).unwrap();
-        assert_eq!(sockets.to_string(), address);
-        let message = open(&[&address]).unwrap_err().to_string();
-        assert!(
-            message.ends_with("(--listen): Address already in use"),
-            "{message}"
-        );
-        sockets.close();
-        assert!(!directory.join("socket").exists());
-        std::fs::write(directory.join("socket"), b"precious").unwrap();
-        assert!(open(&[&address]).is_err());
-        assert_eq!(
-            std::fs::read(directory.join("socket")).unwrap(),
-            b"precious"
-        );
-        std::fs::remove_dir_all(directory).unwrap();
+        in_directory(|directory| {
+            let address = format!("unix:{}", directory.join("socket").display());
+            // Left behind, as after kill -9.
+            drop(open(&[&address]).unwrap());
+            let mut sockets = open(&[&address]).unwrap();
+            assert_eq!(sockets.to_string(), address);
+            let message = open(&[&address]).unwrap_err().to_string();
+            assert!(
+                message.ends_with("(--listen): Address already in use"),
+                "{message}"
+            );
+            sockets.close();
+            assert!(!directory.join("socket").exists());
+            std::fs::write(directory.join("socket"), b"precious").unwrap();
+            assert!(open(&[&address]).is_err());
+            assert_eq!(
+                std::fs::read(directory.join("socket")).unwrap(),
+                b"precious"
+            );
+        });
     }
 
     #[test]
     fn what_another_has_put_in_the_place_of_a_socket_stays() {
-        let directory = nix::unistd::mkdtemp("/tmp/imap-tls-listen.XXXXXX").unwrap();
-        let path = directory.join("socket");
-        let mut sockets = open(&[&format!("unix:{}", path.display())]).unwrap();
-        std::fs::remove_file(&path).unwrap();
-        let another = std::os::unix::net::UnixListener::bind(&path).unwrap();
-        sockets.close();
-        assert!(path.exists());
-        drop(another);
-        std::fs::remove_dir_all(directory).unwrap();
+        in_directory(|directory| {
+            let path = directory.join("socket");
+            let mut sockets = open(&[&format!("unix:{}", path.display())]).unwrap();
+            std::fs::remove_file(&path).unwrap();
+            let another = std::os::unix::net::UnixListener::bind(&path).unwrap();
+            sockets.close();
+            assert!(path.exists());
+            drop(another);
+        });
     }
 
     #[test]
     fn where_the_keeper_is_to_listen_is_examined() {
-        let directory = nix::unistd::mkdtemp("/tmp/imap-tls-listen.XXXXXX").unwrap();
-        let path = directory.join("keeper");
-        let mode = |mode| {
-            use std::os::unix::fs::PermissionsExt as _;
-            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
-        };
-        assert_eq!(examine_keepers(&path), Ok("can be listened on"));
-        // Not with the mode, which takes umask(2), which is the whole process's.
-        let keeper = open_unix(&path, SockType::SeqPacket).unwrap();
-        mode(0o600);
-        assert_eq!(examine_keepers(&path), Ok("is listened on"));
-        mode(0o666);
-        let why = examine_keepers(&path).unwrap_err();
-        assert!(
-            why.contains("everybody may come to it (mode 0666)"),
-            "{why}"
-        );
-        mode(0o600);
-        // Left behind, as after kill -9.
-        drop(keeper);
-        assert_eq!(examine_keepers(&path), Ok("can be listened on"));
-        std::fs::remove_file(&path).unwrap();
-        let stream = std::os::unix::net::UnixListener::bind(&path).unwrap();
-        let why = examine_keepers(&path).unwrap_err();
-        assert_eq!(why, "cannot be listened on: Protocol wrong type for socket");
-        drop(stream);
-        std::fs::remove_file(&path).unwrap();
-        std::fs::write(&path, b"precious").unwrap();
-        let why = examine_keepers(&path).unwrap_err();
-        assert_eq!(why, "is there already, and is no socket");
-        let long = directory.join("x".repeat(120));
-        let why = examine_keepers(&long).unwrap_err();
-        assert_eq!(why, "cannot be listened on: File name too long");
-        std::fs::remove_dir_all(directory).unwrap();
+        in_directory(|directory| {
+            let path = directory.join("keeper");
+            let mode = |mode| {
+                use std::os::unix::fs::PermissionsExt as _;
+                std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+            };
+            assert_eq!(examine_keepers(&path), Ok("can be listened on"));
+            // Not with the mode, which takes umask(2), which is the whole process's.
+            let keeper = open_unix(&path, SockType::SeqPacket).unwrap();
+            mode(0o600);
+            assert_eq!(examine_keepers(&path), Ok("is listened on"));
+            mode(0o666);
+            let why = examine_keepers(&path).unwrap_err();
+            assert!(
+                why.contains("everybody may come to it (mode 0666)"),
+                "{why}"
+            );
+            mode(0o600);
+            // Left behind, as after kill -9.
+            drop(keeper);
+            assert_eq!(examine_keepers(&path), Ok("can be listened on"));
+            std::fs::remove_file(&path).unwrap();
+            let stream = std::os::unix::net::UnixListener::bind(&path).unwrap();
+            let why = examine_keepers(&path).unwrap_err();
+            assert_eq!(why, "cannot be listened on: Protocol wrong type for socket");
+            drop(stream);
+            std::fs::remove_file(&path).unwrap();
+            std::fs::write(&path, b"precious").unwrap();
+            let why = examine_keepers(&path).unwrap_err();
+            assert_eq!(why, "is there already, and is no socket");
+            let long = directory.join("x".repeat(120));
+            let why = examine_keepers(&long).unwrap_err();
+            assert_eq!(why, "cannot be listened on: File name too long");
+        });
     }
 
     #[test]

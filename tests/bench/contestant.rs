@@ -16,7 +16,7 @@ pub(crate) struct Contestant {
     pub(crate) entry: Entry,
     pub(crate) command: Vec<OsString>,
     pub(crate) environment: Vec<(&'static str, OsString)>,
-    /// What has to run beside it: the keeper service, which makes the socket that is its last word.
+    /// What has to run beside it: the keeper service.
     pub(crate) keeper: Option<Vec<OsString>>,
     /// What it does for its price.
     pub(crate) notes: &'static str,
@@ -83,38 +83,23 @@ pub(crate) fn all(
             &workspace.makesock_static,
             workspace,
         ),
-        Contestant {
-            name: "confinement floor".to_owned(),
-            role: Role::ConfinedFloor,
-            entry: Entry::Plain,
-            command: words([
-                &workspace.confined,
-                &workspace.key,
-                &workspace.empty,
-                &workspace.imapd,
-            ]),
-            environment: Vec::new(),
-            keeper: None,
-            notes: "tests/bench/confined.c, linked statically: keeper, launcher and a process that copies, as imap-tls has and confines them; no TLS",
-        },
-        Contestant {
-            name: "listener's confinement floor".to_owned(),
-            role: Role::ConfinedListenerFloor,
-            entry: Entry::Plain,
-            command: words([
-                &workspace.confined,
-                &workspace.key,
-                &workspace.empty,
-                &workspace.imapd,
-            ]),
-            environment: Vec::new(),
-            keeper: None,
-            notes: "the same without tcpserver, exec and keeper: a process that copies for each client, and a launcher",
-        },
+        confined(
+            "confinement floor",
+            Role::ConfinedFloor,
+            "tests/bench/confined.c, linked statically: keeper, launcher and a process that copies, as imap-tls has and confines them; no TLS",
+            workspace,
+        ),
+        confined(
+            "listener's confinement floor",
+            Role::ConfinedListenerFloor,
+            "the same without tcpserver, exec and keeper: a process that copies for each client, and a launcher",
+            workspace,
+        ),
     ];
     for (name, program) in programs {
         for (entry, policy) in [(Entry::StartTls, "required"), (Entry::Implicit, "implicit")] {
-            let under_tcpserver = imap_tls(name, program, entry, policy, workspace);
+            let holding_keys = keys(workspace);
+            let under_tcpserver = imap_tls(name, program, entry, policy, &holding_keys, workspace);
             let listener = Contestant {
                 name: format!("{name} listener {}", describe(entry)),
                 role: Role::Listener,
@@ -127,7 +112,13 @@ pub(crate) fn all(
                 notes: "the same without tcpserver and exec: a network process each, forked by the listener; one keeper for all",
                 entry,
             };
-            let with_service = with_keeper_service(&under_tcpserver, name, program, workspace);
+            let keeper = ["--keeper".into(), workspace.keeper.clone().into()];
+            let with_service = Contestant {
+                name: format!("{name} keeper service {}", describe(entry)),
+                keeper: Some(keeper_service(program, &keeper, &holding_keys, workspace)),
+                notes: "the same, but the key's process is a service (imap-tls --keep), whose work for a connection is counted, and not its start",
+                ..imap_tls(name, program, entry, policy, &keeper, workspace)
+            };
             all.extend([under_tcpserver, with_service, listener]);
         }
     }
@@ -170,31 +161,39 @@ fn copies(name: &str, role: Role, makesock: &PathBuf, workspace: &Workspace) -> 
     }
 }
 
+fn confined(name: &str, role: Role, notes: &'static str, workspace: &Workspace) -> Contestant {
+    Contestant {
+        name: name.to_owned(),
+        role,
+        entry: Entry::Plain,
+        command: words([
+            &workspace.confined,
+            &workspace.key,
+            &workspace.empty,
+            &workspace.imapd,
+        ]),
+        environment: Vec::new(),
+        keeper: None,
+        notes,
+    }
+}
+
 fn words<T: Into<OsString> + Clone, const N: usize>(words: [&T; N]) -> Vec<OsString> {
     words.into_iter().cloned().map(Into::into).collect()
 }
 
+/// `keys` are the options that name them, or the keeper that has them.
 fn imap_tls(
     name: &str,
     program: &Path,
     entry: Entry,
     policy: &str,
+    keys: &[OsString],
     workspace: &Workspace,
 ) -> Contestant {
-    // Ids that are in no passwd, all different: the whole of the privilege separation.
-    let options = [
-        "--tls",
-        policy,
-        "--user",
-        "64001",
-        "--keeper-user",
-        "64002",
-        "--chroot",
-    ];
-    let mut command = vec![program.into()];
-    command.extend(options.map(OsString::from));
-    command.extend(words([&workspace.empty]));
-    command.extend(keys(workspace));
+    let mut command = vec![program.into(), "--tls".into(), policy.into()];
+    command.extend(separation(workspace));
+    command.extend_from_slice(keys);
     command.extend(["--".into(), workspace.imapd.clone().into()]);
     Contestant {
         name: format!("{name} {}", describe(entry)),
@@ -219,37 +218,31 @@ fn keys(workspace: &Workspace) -> [OsString; 6] {
     ]
 }
 
-fn with_keeper_service(
-    plain: &Contestant,
-    name: &str,
+/// The whole of the privilege separation, by ids that are in no passwd, all different.
+fn separation(workspace: &Workspace) -> [OsString; 6] {
+    [
+        "--user".into(),
+        "64001".into(),
+        "--keeper-user".into(),
+        "64002".into(),
+        "--chroot".into(),
+        workspace.empty.clone().into(),
+    ]
+}
+
+/// The command of the keeper service at a socket.
+fn keeper_service(
     program: &Path,
+    socket: &[OsString],
+    keys: &[OsString],
     workspace: &Workspace,
-) -> Contestant {
-    let way: [OsString; 2] = ["--keeper".into(), workspace.keeper.clone().into()];
-    let keys = keys(workspace);
-    let mut keeper: Vec<OsString> = vec![program.into(), "--keep".into()];
-    keeper.extend(["--keeper-user", "64002", "--user", "64001", "--chroot"].map(OsString::from));
-    keeper.extend(words([&workspace.empty]));
-    keeper.extend(["--max-connections".into(), "10000".into()]);
-    keeper.extend(keys.iter().cloned().chain(way.iter().cloned()));
-    let mut command: Vec<OsString> = Vec::new();
-    for word in &plain.command {
-        if *word == keys[0] {
-            command.extend(way.iter().cloned());
-        }
-        if !keys.contains(word) {
-            command.push(word.clone());
-        }
-    }
-    Contestant {
-        name: format!("{name} keeper service {}", describe(plain.entry)),
-        role: Role::Ours,
-        entry: plain.entry,
-        command,
-        environment: Vec::new(),
-        keeper: Some(keeper),
-        notes: "the same, but the key's process is a service (imap-tls --keep), whose work for a connection is counted, and not its start",
-    }
+) -> Vec<OsString> {
+    let mut command = vec![program.into(), "--keep".into()];
+    command.extend(["--max-connections".into(), "10000".into()]);
+    command.extend(separation(workspace));
+    command.extend_from_slice(socket);
+    command.extend_from_slice(keys);
+    command
 }
 
 fn describe(entry: Entry) -> &'static str {

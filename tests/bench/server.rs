@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
@@ -77,7 +77,7 @@ impl Accounting {
         }
     }
 
-    /// To start a program that is counted.
+    /// To start a program that is counted from its first instruction: a shell joins the group and becomes it.
     fn command(&self, program: &OsStr) -> Command {
         let Some(group) = self.group() else {
             return Command::new(program);
@@ -152,8 +152,6 @@ impl<'a> Server<'a> {
     ) -> Result<Self> {
         let accounting = &workspace.accounting;
         let before = accounting.used()?;
-        // The shell joins the group and becomes tcpserver, so that everything is counted from its first instruction.
-        let mut command = accounting.command(OsStr::new("tcpserver"));
         if contestant.role.listens() {
             return Self::start_listener(contestant, workspace, before);
         }
@@ -165,6 +163,7 @@ impl<'a> Server<'a> {
             .append(true)
             .open(workspace.log(contestant))?;
         // -1: tell the port, when ready. -D: TCP_NODELAY. -H -R -l: ask neither DNS nor ident about anybody.
+        let mut command = accounting.command(OsStr::new("tcpserver"));
         command
             .args(["-1", "-D", "-H", "-R", "-l", "localhost", "-b", "128"])
             .arg("-c")
@@ -172,14 +171,9 @@ impl<'a> Server<'a> {
             .args(["127.0.0.1", "0"])
             .args(&contestant.command)
             .envs(contestant.environment.iter().cloned())
-            .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(log);
-        // A blocked signal would be handed down.
-        ending_signals().thread_unblock()?;
-        let child = command.spawn();
-        ending_signals().thread_block()?;
-        let mut child = child.map_err(|error| format!("cannot start tcpserver: {error}"))?;
+        let mut child = spawn(&mut command, "tcpserver")?;
         let mut line = String::new();
         BufReader::new(child.stdout.take().ok_or("no pipe")?).read_line(&mut line)?;
         let server = Self {
@@ -207,22 +201,12 @@ impl<'a> Server<'a> {
     ) -> Result<Self> {
         let accounting = &workspace.accounting;
         let address = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?;
-        let path = workspace.log(contestant);
-        let log = File::create(&path)?;
         let mut command = accounting.command(&contestant.command[0]);
         command
             .args(["--listen", &address.to_string()])
             .args(&contestant.command[1..])
-            .envs(contestant.environment.iter().cloned())
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log);
-        ending_signals().thread_unblock()?;
-        let child = command.spawn();
-        ending_signals().thread_block()?;
-        let child = child.map_err(|error| format!("cannot start the listener: {error}"))?;
-        let process = Pid::from_raw(child.id().try_into()?);
-        wait_for_line(&path, "listening on")?;
+            .envs(contestant.environment.iter().cloned());
+        let process = start_service(&mut command, &workspace.log(contestant), "listening on")?;
         Ok(Self {
             accounting,
             base: match accounting {
@@ -273,36 +257,33 @@ impl<'a> Server<'a> {
 }
 
 /// Starts the keeper service; it is ready when this returns.
-fn start_keeper(
-    command: &[OsString],
-    contestant: &Contestant,
-    workspace: &Workspace,
-) -> Result<Pid> {
-    let path = workspace.log(contestant).with_extension("keeper");
-    let mut keeper = workspace.accounting.command(&command[0]);
-    keeper
-        .args(&command[1..])
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(File::create(&path)?);
-    ending_signals().thread_unblock()?;
-    let child = keeper.spawn();
-    ending_signals().thread_block()?;
-    let child = child.map_err(|error| format!("cannot start the keeper service: {error}"))?;
-    wait_for_line(&path, "keeping keys")?;
-    Ok(Pid::from_raw(child.id().try_into()?))
+fn start_keeper(words: &[OsString], contestant: &Contestant, workspace: &Workspace) -> Result<Pid> {
+    let mut command = workspace.accounting.command(&words[0]);
+    command.args(&words[1..]);
+    let log = workspace.log(contestant).with_extension("keeper");
+    start_service(&mut command, &log, "keeping keys")
 }
 
-/// Waits until something is in a log.
-fn wait_for_line(log: &Path, part: &str) -> Result<()> {
+/// Starts what says in its log when it is ready.
+fn start_service(command: &mut Command, log: &Path, ready: &str) -> Result<Pid> {
+    command.stdout(Stdio::null()).stderr(File::create(log)?);
+    let child = spawn(command, "a service")?;
     let deadline = Instant::now() + PATIENCE;
-    while !fs::read_to_string(log)?.contains(part) {
+    while !fs::read_to_string(log)?.contains(ready) {
         if Instant::now() > deadline {
-            return Err(format!("no '{part}' in {}", log.display()).into());
+            return Err(format!("no '{ready}' in {}", log.display()).into());
         }
         std::thread::sleep(Duration::from_millis(1));
     }
-    Ok(())
+    Ok(Pid::from_raw(child.id().try_into()?))
+}
+
+/// Starts a program that can be ended: a blocked signal would be handed down.
+fn spawn(command: &mut Command, what: &str) -> Result<Child> {
+    ending_signals().thread_unblock()?;
+    let child = command.stdin(Stdio::null()).spawn();
+    ending_signals().thread_block()?;
+    child.map_err(|error| format!("cannot start {what}: {error}").into())
 }
 
 /// How long processes that have nothing more to do may take to end.

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::{UnixDatagram, UnixStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -511,23 +511,6 @@ fn keys(test: &Test) {
     let mut early = server.connect();
     early.greeting();
     let late = log_in(&server);
-    let mut secrets: Vec<Vec<u8>> = pki()
-        .secrets()
-        .into_iter()
-        .map(|(_, bytes)| bytes)
-        .collect();
-    let private = secrets.len();
-    for file in std::fs::read_dir(&tickets).unwrap() {
-        let bytes = std::fs::read(file.unwrap().path()).unwrap();
-        secrets.extend(bytes.chunks_exact(32).take(64).map(<[u8]>::to_vec));
-    }
-    assert!(secrets.len() > private, "there are ticket keys");
-    let has_any = |process: Process| process.find_in_memory(&secrets);
-    let keeper = has_any(server.keeper().unwrap());
-    assert!(
-        keeper[..private].contains(&true),
-        "else the search would prove nothing"
-    );
     let mut others = vec![server.process()];
     for session in server.sessions() {
         others.extend(
@@ -536,16 +519,30 @@ fn keys(test: &Test) {
                 .flatten(),
         );
     }
-    assert!(others.len() >= 5, "{others:?}");
-    for process in others {
-        assert!(
-            !has_any(process).contains(&true),
-            "{}",
-            describe(&[process])
-        );
-    }
+    assert_keys_are_held_by(server.keeper().unwrap(), &tickets, &others);
     drop(early);
     late.log_out();
+}
+
+/// The usual private key and those of tickets are in the keeper's memory, and in no other's.
+pub fn assert_keys_are_held_by(keeper: Process, tickets: &Path, others: &[Process]) {
+    let private = pki().secrets().into_iter();
+    let mut secrets: Vec<Vec<u8>> = private.map(|(_, bytes)| bytes).collect();
+    let count = secrets.len();
+    for file in std::fs::read_dir(tickets).unwrap() {
+        let bytes = std::fs::read(file.unwrap().path()).unwrap();
+        secrets.extend(bytes.chunks_exact(32).take(64).map(<[u8]>::to_vec));
+    }
+    assert!(secrets.len() > count, "there are ticket keys");
+    let find = |process: Process| process.find_in_memory(&secrets);
+    assert!(
+        find(keeper)[..count].contains(&true),
+        "else the search would prove nothing"
+    );
+    assert!(others.len() >= 5, "{others:?}");
+    for process in others {
+        assert!(!find(*process).contains(&true), "{}", describe(&[*process]));
+    }
 }
 
 fn keeper_isolation(test: &Test) {
