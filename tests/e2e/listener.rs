@@ -623,7 +623,7 @@ fn many_at_once(test: &Test) {
         clients
     };
     let clients = fill();
-    server.signal(libc::SIGSTOP);
+    server.process().stop();
     drop(clients);
     let zombies = || {
         let children = server.process().children();
@@ -685,7 +685,7 @@ fn gone(test: &Test) {
         let has_balancer = program.command_line().contains(&"--accept-proxy".into());
         let server = start(test, &program.option("--max-connections", "20"));
         server.wait_log("listening on ");
-        server.signal(libc::SIGSTOP);
+        server.process().stop();
         for _ in 0..40 {
             server.connect().reset();
         }

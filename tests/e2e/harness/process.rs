@@ -1,6 +1,7 @@
 //! Looks at live processes through /proc: identity, privileges, descriptors, limits, memory, children.
 
-use super::sys;
+use super::program::eventually;
+use super::{libc, sys};
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -27,6 +28,14 @@ impl Process {
     pub fn alive(self) -> bool {
         self.state()
             .is_some_and(|state| state != 'Z' && state != 'X')
+    }
+
+    /// Has it stand still, and waits until it does: the signal alone may find it on its way to something.
+    pub fn stop(self) {
+        sys::kill(self.0, libc::SIGSTOP).unwrap();
+        eventually(&format!("process {} stands still", self.0), || {
+            (self.state() == Some('T')).then_some(())
+        });
     }
 
     /// R, S, D, T, t, Z ..., or nothing when there is no such process.
