@@ -192,11 +192,16 @@ impl KeeperClient {
     /// # Errors
     /// `Setup` with the keeper's own words if a certificate or key is unusable, `System` if it is gone.
     pub(crate) fn introduction(&self) -> Result<Offer, Error> {
-        let bytes = self
-            .line
-            .receive()
-            .map_err(|error| Error::system("no answer from the keeper", reason(&error)))?;
-        match Introduction::decode(&bytes) {
+        self.offer(&self.first_message()?)
+    }
+
+    fn first_message(&self) -> Result<Vec<u8>, Error> {
+        let received = self.line.receive();
+        received.map_err(|error| Error::system("no answer from the keeper", reason(&error)))
+    }
+
+    fn offer(&self, first_message: &[u8]) -> Result<Offer, Error> {
+        match Introduction::decode(first_message) {
             Some(Introduction::Ready(holdings)) => {
                 let numbered = (0..).zip(holdings.certificates);
                 let certificates: Vec<_> = numbered
@@ -266,10 +271,11 @@ impl SharedKeeper {
         // Else it would not be seen to end.
         drop(theirs);
         let client = KeeperClient::with(ours);
-        let offer = client.introduction().inspect_err(|_| {
+        let first_message = client.first_message().inspect_err(|_| {
             // It may wait for a file for ever, with copies of what it was forked with. It has not been reaped, so that it is this one.
             let _ = kill(process, Signal::SIGKILL);
         })?;
+        let offer = client.offer(&first_message)?;
         let control = client.line.take()?;
         let keeper = Self {
             client,
