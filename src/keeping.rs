@@ -11,7 +11,7 @@
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags};
@@ -23,15 +23,12 @@ use nix::unistd::Pid;
 use crate::cli::{self, CommonOptions, Request, Task};
 use crate::error::Error;
 use crate::keeper::{self, SharedKeeper};
-use crate::listener::{KILL_LIMIT, Sockets, retry_after, watch_signals};
+use crate::listener::{KEEPER_INTERVAL, KILL_LIMIT, Sockets, retry_after, watch_signals};
 use crate::log::Log;
 use crate::notify::Notifier;
 use crate::sandbox::{Features, forbid_tracing};
 use crate::setup::{Plans, start_keeper_service};
 use crate::sys;
-
-/// A keeper that ends as soon as it has begun would have this done without end: they begin at intervals of at least this.
-const INTERVAL: Duration = Duration::from_secs(1);
 
 /// The way to the end; each stage has a time when the next one begins.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -274,7 +271,7 @@ impl Keeping<'_> {
                 self.keeper = None;
                 self.log
                     .error(format_args!("keeper {process}: {how}: another is started"));
-                self.renew_at = self.started + INTERVAL;
+                self.renew_at = self.started + KEEPER_INTERVAL;
             }
         }
     }

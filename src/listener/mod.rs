@@ -77,6 +77,8 @@ pub(crate) struct Started {
 const RETRY: Duration = Duration::from_secs(60);
 /// The same while nobody can be served: what was wanting may have been memory.
 const URGENT_RETRY: Duration = Duration::from_secs(5);
+/// A keeper that ends as soon as it has begun would have this done without end: they begin at intervals of at least this.
+pub(crate) const KEEPER_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a connection may take to say goodbye: longer than the relay's own limit for it.
 const GOODBYE_LIMIT: Duration = Duration::from_secs(15);
 /// How long a killed process may take to end.
@@ -113,6 +115,8 @@ struct Listener<'a, S> {
     fault: Option<String>,
     /// None is left when one has died and another finds fault with its certificates.
     has_keeper: bool,
+    /// When the last keeper was to begin.
+    keeper_started: Instant,
     log: &'a mut Log,
     /// A client that was accepted and has no process yet.
     next_client: Option<OwnedFd>,
@@ -141,6 +145,7 @@ pub(crate) fn listen<S: Service>(sockets: Sockets, service: S, log: &mut Log) ->
         applications: Vec::new(),
         fault: None,
         has_keeper: true,
+        keeper_started: now,
         log,
         next_client: None,
         notifier: Notifier::new(),
@@ -279,7 +284,8 @@ impl<S: Service> Listener<'_, S> {
 
     fn note_renewal(&mut self, result: Result<(), Error>) {
         let interval = self.service.listening().renewal;
-        self.renew_at = Instant::now()
+        self.keeper_started = Instant::now();
+        self.renew_at = self.keeper_started
             + match result {
                 Ok(()) => {
                     self.has_keeper = true;
@@ -357,7 +363,9 @@ impl<S: Service> Listener<'_, S> {
             self.log
                 .error(format_args!("keeper {process}: {how}: another is started"));
             self.has_keeper = false;
-            self.renew();
+            self.renew_at = self.keeper_started + KEEPER_INTERVAL;
+            // Till then clients wait where they are.
+            self.paused_until = Some(self.renew_at);
         }
         true
     }

@@ -74,10 +74,13 @@ impl Scenario {
     pub(crate) fn concerns(self, contestant: &Contestant, round: usize) -> bool {
         let is_ours = matches!(contestant.role, Role::Listener | Role::Ours);
         match self {
-            // The floor shows what of it is tcpserver's, which asks for children that have ended as often as there are news.
+            // The floors show what of it is tcpserver's, which asks for children that have ended as often as there are news, and what is
+            // that of so many processes.
             Self::Growth(_) => {
-                let is_shown = is_ours && contestant.entry == Entry::Implicit
-                    || contestant.role == Role::StaticFloor;
+                let is_shown = match contestant.role {
+                    Role::ConfinedFloor | Role::ConfinedListenerFloor | Role::StaticFloor => true,
+                    _ => is_ours && contestant.entry == Entry::Implicit,
+                };
                 is_shown && round == 0
             }
             Self::Resumed(_) => is_ours,

@@ -132,6 +132,11 @@ pub fn tests() -> Vec<Trial> {
             keeper_killed,
         ),
         test(
+            "listener: keepers that are killed as soon as they are there do not begin without a pause",
+            root,
+            keeper_killed_at_once,
+        ),
+        test(
             "listener: when a network process is killed its backend goes, and nobody else",
             root,
             network_killed,
@@ -1066,6 +1071,22 @@ fn keeper_killed(test: &Test) {
     });
     assert!(session.command("b NOOP").is_ok());
     session.log_out();
+}
+
+/// Each time as soon as it is there. Whoever comes meanwhile waits for the next one and is not refused.
+fn keeper_killed_at_once(test: &Test) {
+    let server = start(test, &Program::new(test));
+    let begin = Instant::now();
+    let mut keeper = server.keeper().unwrap();
+    for _ in 0..3 {
+        sys::kill(keeper.0, libc::SIGKILL).unwrap();
+        server.wait_log(&format!("keeper {}: SIGKILL: another is started", keeper.0));
+        log_in(&server).log_out();
+        keeper = server.keeper().unwrap();
+    }
+    // The first may have had its second before we came.
+    assert!(begin.elapsed() >= Duration::from_secs(2));
+    assert!(!server.log().contains("refused"), "{}", server.log());
 }
 
 fn network_killed(test: &Test) {
