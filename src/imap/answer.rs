@@ -22,6 +22,8 @@ pub(super) enum Effect {
     CountBad,
     Logout,
     StartTls,
+    /// The session has no way on without TLS.
+    TlsUnavailable,
 }
 
 /// Whether the keeper can serve a handshake.
@@ -62,6 +64,11 @@ impl Answer {
         }
     }
 
+    /// What has to wait for login (RFC 5530 section 3).
+    pub(super) fn too_early(tag: &Tag) -> Self {
+        Self::tagged(tag, Effect::Continue, "NO [CANNOT] Log in first")
+    }
+
     /// A synchronizing literal that is not invited, with the response code of RFC 4469.
     pub(super) fn too_big(tag: &Tag) -> Self {
         Self::tagged(tag, Effect::CountBad, "NO [TOOBIG] Literal too big")
@@ -88,9 +95,18 @@ impl Answer {
         let tag = &command.tag;
         let plain = command.arguments.is_none();
         match command.name {
+            // Whoever comes again may find another keeper. Here all that is left is to wait for the time to run out.
+            CommandName::StartTls if plain && service == TlsService::Unavailable => {
+                let mut bytes = Self::starttls(command, service).bytes;
+                bytes.extend(bye("[UNAVAILABLE] Try again later"));
+                Self::new(Effect::TlsUnavailable, bytes)
+            }
             CommandName::StartTls => Self::starttls(command, service),
             CommandName::Capability if plain => Self::with_data(
-                "* CAPABILITY IMAP4rev1 ID STARTTLS LOGINDISABLED\r\n",
+                match service {
+                    TlsService::Available => "* CAPABILITY IMAP4rev1 ID STARTTLS LOGINDISABLED\r\n",
+                    TlsService::Unavailable => "* CAPABILITY IMAP4rev1 ID LOGINDISABLED\r\n",
+                },
                 tag,
                 Effect::Continue,
                 "OK CAPABILITY completed",
@@ -202,11 +218,15 @@ mod tests {
     #[test]
     fn starttls_without_a_keeper_is_refused() {
         let command = command::parse(b"a STARTTLS").unwrap();
+        let refusal = "a NO [UNAVAILABLE] TLS is not available now\r\n";
+        let answer = Answer::starttls(&command, TlsService::Unavailable);
+        assert_eq!(String::from_utf8(answer.bytes).unwrap(), refusal);
+        assert_eq!(answer.effect, Effect::Continue);
         let answer = Answer::required(&command, TlsService::Unavailable);
         assert_eq!(
-            answer.bytes,
-            b"a NO [UNAVAILABLE] TLS is not available now\r\n"
+            String::from_utf8(answer.bytes).unwrap(),
+            format!("{refusal}* BYE [UNAVAILABLE] Try again later\r\n")
         );
-        assert_eq!(answer.effect, Effect::Continue);
+        assert_eq!(answer.effect, Effect::TlsUnavailable);
     }
 }

@@ -85,8 +85,6 @@ pub enum OpaqueReason {
     Authenticated,
     /// The backend greeted with PREAUTH.
     Preauthenticated,
-    /// The backend agreed to a command that changes the stream (COMPRESS, RFC 4978).
-    StreamChanged,
 }
 
 /// Why the connection is to end; `Display` gives the words for the log.
@@ -114,6 +112,8 @@ pub enum CloseReason {
     ClientMalformed,
     /// LOGOUT.
     Logout,
+    /// STARTTLS was asked for where nothing goes without, and the keeper is gone.
+    TlsUnavailable,
     /// The client sent too many commands that are none.
     TooManyBadCommands,
 }
@@ -134,6 +134,7 @@ impl fmt::Display for CloseReason {
             }
             Self::ClientMalformed => "client sent NUL or CR inside a command",
             Self::Logout => "logout",
+            Self::TlsUnavailable => "TLS is not available",
             Self::TooManyBadCommands => "too many bad commands",
         })
     }

@@ -326,6 +326,7 @@ impl Preauth {
             Effect::CountBad => self.count_bad_command(actions),
             Effect::Logout => self.close(CloseReason::Logout, actions),
             Effect::StartTls => self.start_tls(actions),
+            Effect::TlsUnavailable => self.close(CloseReason::TlsUnavailable, actions),
         }
     }
 

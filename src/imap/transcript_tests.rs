@@ -125,7 +125,6 @@ fn parse_event(text: &str) -> Event {
         "starttls" => Event::StartTls,
         "opaque authenticated" => Event::Opaque(OpaqueReason::Authenticated),
         "opaque preauthenticated" => Event::Opaque(OpaqueReason::Preauthenticated),
-        "opaque stream-changed" => Event::Opaque(OpaqueReason::StreamChanged),
         "close backend-bye" => Event::Close(CloseReason::BackendBye),
         "close backend-ended" => Event::Close(CloseReason::BackendEnded),
         "close backend-garbage" => Event::Close(CloseReason::BackendGarbage),
@@ -138,6 +137,7 @@ fn parse_event(text: &str) -> Event {
         }
         "close client-malformed" => Event::Close(CloseReason::ClientMalformed),
         "close logout" => Event::Close(CloseReason::Logout),
+        "close tls-unavailable" => Event::Close(CloseReason::TlsUnavailable),
         "close too-many-bad-commands" => Event::Close(CloseReason::TooManyBadCommands),
         _ => panic!("= {text}"),
     }

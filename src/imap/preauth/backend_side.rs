@@ -3,6 +3,7 @@
 use super::{
     Greeting, NO_SERVER, Phase, Preauth, Reading, ResponsePart, Stage, Step, send_to_client,
 };
+use crate::imap::answer::TlsService;
 use crate::imap::capability::{StartTlsOffer, rewrite_capabilities};
 use crate::imap::command::CommandName;
 use crate::imap::framer::{Line, Synchronization, Taken};
@@ -161,7 +162,6 @@ impl Preauth {
         let beyond = match name {
             _ if condition != Condition::Ok => None,
             CommandName::Authenticate | CommandName::Login => Some(OpaqueReason::Authenticated),
-            CommandName::Compress => Some(OpaqueReason::StreamChanged),
             _ => None,
         };
         if let Some(reason) = beyond {
@@ -225,7 +225,9 @@ impl Preauth {
             }
         );
         match self.phase {
-            Phase::Optional if is_logging_in => StartTlsOffer::Withdrawn,
+            Phase::Optional if is_logging_in || self.tls_service == TlsService::Unavailable => {
+                StartTlsOffer::Withdrawn
+            }
             Phase::Optional => StartTlsOffer::Offered,
             Phase::Required | Phase::Secured => StartTlsOffer::Withdrawn,
         }

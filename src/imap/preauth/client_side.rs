@@ -97,6 +97,8 @@ impl Preauth {
             (Phase::Secured, CommandName::StartTls) => {
                 Verdict::Answer(Answer::bad(tag, "TLS is active already"))
             }
+            // RFC 4978 allows it here. Then nobody could tell any more when the client has logged in, and its limits would be over.
+            (_, CommandName::Compress) => Verdict::Answer(Answer::too_early(tag)),
             // No argument of AUTHENTICATE is a string (RFC 3501 section 9, RFC 4959 section 3): with a literal here, "+"
             // could not be told to invite the literal or SASL data.
             (_, CommandName::Authenticate) if command.literal.is_some() => {

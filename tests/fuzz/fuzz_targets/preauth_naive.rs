@@ -59,6 +59,7 @@ enum Then {
     GoOn,
     CountBad,
     End,
+    EndWithoutTls,
     StartTls,
 }
 
@@ -195,7 +196,7 @@ impl Naive {
     fn is_offered(&self) -> bool {
         let outstanding = self.outstanding.as_ref();
         let is_login = |asked: &Outstanding| ["AUTHENTICATE", "LOGIN"].contains(&asked.name.as_str());
-        self.setting == Setting::Optional && !outstanding.is_some_and(is_login)
+        self.setting == Setting::Optional && self.can_do_tls && !outstanding.is_some_and(is_login)
     }
 
     fn close(&mut self, why: &str) {
@@ -441,6 +442,7 @@ impl Naive {
             Then::GoOn => {}
             Then::CountBad => self.count_bad(),
             Then::End => self.close("Logout"),
+            Then::EndWithoutTls => self.close("TlsUnavailable"),
             Then::StartTls => {
                 self.state = State::StartTls;
                 self.end = Some("StartTls".to_owned());
@@ -476,14 +478,25 @@ impl Naive {
                 None if self.can_do_tls => {
                     Some(say(tag, "OK Begin TLS negotiation now", Then::StartTls))
                 }
-                None => Some(say(
-                    tag,
-                    "NO [UNAVAILABLE] TLS is not available now",
-                    Then::GoOn,
-                )),
+                None => {
+                    let refusal = "NO [UNAVAILABLE] TLS is not available now";
+                    let mut answer = say(tag, refusal, Then::GoOn);
+                    if self.setting == Setting::Required {
+                        answer.text.extend(b"* BYE [UNAVAILABLE] Try again later\r\n");
+                        answer.then = Then::EndWithoutTls;
+                    }
+                    Some(answer)
+                }
             },
             ("STARTTLS", _) => bad(tag, "TLS is active already"),
+            ("CAPABILITY", Setting::Required) if arguments.is_none() && !self.can_do_tls => {
+                let mut answer = say(tag, "OK CAPABILITY completed", Then::GoOn);
+                let capabilities = "* CAPABILITY IMAP4rev1 ID LOGINDISABLED\r\n";
+                answer.text.splice(0..0, capabilities.bytes());
+                Some(answer)
+            }
             (name, Setting::Required) => Some(server(tag, name, arguments, literal.is_some())),
+            ("COMPRESS", _) => Some(say(tag, "NO [CANNOT] Log in first", Then::GoOn)),
             ("AUTHENTICATE", _) if literal.is_some() => bad(tag, "AUTHENTICATE takes no literal"),
             _ if literal.is_some_and(|(size, _)| size > 65_536) => {
                 Some(say(tag, "NO [TOOBIG] Literal too big", Then::CountBad))
@@ -601,7 +614,6 @@ impl Naive {
         let beyond = match asked.name.as_str() {
             _ if how != "OK" => None,
             "AUTHENTICATE" | "LOGIN" => Some("Authenticated"),
-            "COMPRESS" => Some("StreamChanged"),
             _ => None,
         };
         if let Some(why) = beyond {
