@@ -38,6 +38,9 @@ pub(super) const HELD_INPUT_MAXIMUM: usize = 512 * 1024;
 /// A line of the backend before login: capability lists of 20 kB have been seen.
 pub(super) const BACKEND_LINE: usize = 128 * 1024;
 
+/// How much of a greeting that is none is shown to an administrator, in octets.
+pub(super) const ODD_GREETING: usize = 100;
+
 /// Which limit a client went over.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum ClientLimit {

@@ -21,6 +21,8 @@ pub struct Preauth {
     phase: Phase,
     stage: Stage,
     reading: Reading,
+    /// The beginning of a greeting that is none.
+    odd_greeting: Vec<u8>,
     /// The backend said BYE, or agreed to LOGOUT: no command is taken any more, the end is the backend's.
     farewell: Option<CloseReason>,
     response: ResponsePart,
@@ -144,6 +146,7 @@ impl Preauth {
             phase,
             stage,
             reading: Reading::Command,
+            odd_greeting: Vec::new(),
             farewell: None,
             response: ResponsePart::Start,
             backend_mid_line: false,
@@ -224,6 +227,12 @@ impl Preauth {
     #[must_use]
     pub fn awaits_greeting(&self) -> bool {
         matches!(self.stage, Stage::Greeting(_))
+    }
+
+    /// How the backend began, where that was no greeting.
+    #[must_use]
+    pub fn odd_greeting(&self) -> &[u8] {
+        &self.odd_greeting
     }
 
     /// End of file from the backend. Half a line that it wrote is passed on, but not half a greeting.

@@ -27,9 +27,10 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::poll::PollFlags;
+use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags};
 use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::signal::{Signal, kill};
@@ -109,6 +110,7 @@ pub(crate) const CERTIFICATES: usize = 16;
 /// How long the network process waits for an answer, in seconds: a signature takes a thousandth of one, so a keeper that takes
 /// longer was stopped.
 const ANSWER_SECONDS: i64 = 10;
+const ANSWER_TIME: Duration = Duration::from_secs(ANSWER_SECONDS.unsigned_abs());
 
 impl KeeperClient {
     /// Forks the keeper, which reads the files and confines itself.
@@ -176,15 +178,31 @@ impl KeeperClient {
     /// The side of a keeper that is at the other end of this socket.
     pub(crate) fn with(socket: OwnedFd) -> Self {
         Self {
-            line: Line(Arc::new(Mutex::new(Some(socket)))),
+            line: Line(Arc::new(Mutex::new(Way {
+                socket: Some(socket),
+                deadline: None,
+                fault: None,
+            }))),
         }
     }
 
     /// Takes the socket that [`SharedKeeper::admit`] made: what asks the keeper asks there from now on.
     pub(crate) fn adopt(&self, socket: OwnedFd) {
-        if let Ok(mut place) = self.line.0.lock() {
-            *place = Some(socket);
+        if let Ok(mut way) = self.line.0.lock() {
+            way.socket = Some(socket);
         }
+    }
+
+    /// Answers that come later than this are not waited for.
+    pub(crate) fn expect_answers_until(&self, deadline: Instant) {
+        if let Ok(mut way) = self.line.0.lock() {
+            way.deadline = Some(deadline);
+        }
+    }
+
+    /// Why the keeper is of no use any more, if that has shown.
+    pub(crate) fn fault(&self) -> Option<String> {
+        self.line.0.lock().ok()?.fault.clone()
     }
 
     /// Waits for the keeper's first message: the certificates, with keys that ask the keeper for its signature.
@@ -228,8 +246,8 @@ impl KeeperClient {
 
     /// The socket's number, to be kept open in the sandbox and watched for a keeper that died; `None` after release.
     pub(crate) fn with_descriptor<T>(&self, use_it: impl FnOnce(BorrowedFd<'_>) -> T) -> Option<T> {
-        let socket = self.line.0.lock().ok()?;
-        socket.as_ref().map(|socket| use_it(socket.as_fd()))
+        let way = self.line.0.lock().ok()?;
+        way.socket.as_ref().map(|socket| use_it(socket.as_fd()))
     }
 
     /// Whether the keeper has closed its side: it ended, however that came about.
@@ -241,8 +259,8 @@ impl KeeperClient {
 
     /// Lets the keeper go: it ends at end of file.
     pub(crate) fn release(&self) {
-        if let Ok(mut socket) = self.line.0.lock() {
-            *socket = None;
+        if let Ok(mut way) = self.line.0.lock() {
+            way.socket = None;
         }
     }
 }
@@ -349,39 +367,103 @@ fn start_process(child: impl FnOnce() -> u8) -> Result<Pid, Error> {
     sys::fork_into(child).map_err(|error| Error::system("cannot start the keeper", reason(&error)))
 }
 
-/// The way to the keeper, while it is needed.
+/// The way to the keeper, shared by all that ask it.
 #[derive(Clone, Debug)]
-struct Line(Arc<Mutex<Option<OwnedFd>>>);
+struct Line(Arc<Mutex<Way>>);
+
+#[derive(Debug)]
+struct Way {
+    /// While it is needed.
+    socket: Option<OwnedFd>,
+    /// When the handshake must be over.
+    deadline: Option<Instant>,
+    /// What was wrong with an answer, or with there being none.
+    fault: Option<String>,
+}
 
 impl Line {
     /// Sends a request and waits for its reply.
-    fn ask(&self, request: &Request<'_>) -> io::Result<Vec<u8>> {
-        self.with_socket(|socket| {
-            let bytes = request.encode();
-            sys::uninterrupted(|| {
-                nix::sys::socket::send(socket.as_raw_fd(), &bytes, MsgFlags::MSG_NOSIGNAL)
-            })?;
-            receive_whole(socket)
+    ///
+    /// # Errors
+    /// What is wrong with the keeper. It is asked nothing more then: a late answer would be taken for that to another question.
+    fn ask(&self, request: &Request<'_>) -> Result<Vec<u8>, String> {
+        let mut way = self.0.lock().map_err(|_| GONE.to_owned())?;
+        way.ask(request).map_err(|error| {
+            let why = way.words(&error);
+            way.fail(why)
         })
     }
 
+    /// The same for an answer that makes no sense.
+    fn fail(&self, why: &str) -> String {
+        match self.0.lock() {
+            Ok(mut way) => way.fail(why.to_owned()),
+            Err(_) => why.to_owned(),
+        }
+    }
+
     fn take(&self) -> Result<OwnedFd, Error> {
-        let taken = self.0.lock().ok().and_then(|mut socket| socket.take());
-        taken.ok_or_else(|| Error::System("the keeper's socket is gone".to_owned()))
+        let taken = self.0.lock().ok().and_then(|mut way| way.socket.take());
+        taken.ok_or_else(|| Error::System(GONE.to_owned()))
     }
 
     /// Waits for one message.
     fn receive(&self) -> io::Result<Vec<u8>> {
-        self.with_socket(receive_whole)
+        let way = self.0.lock().map_err(|_| Errno::EPIPE)?;
+        receive_whole(way.socket()?)
+    }
+}
+
+const GONE: &str = "the keeper's socket is gone";
+
+impl Way {
+    fn ask(&self, request: &Request<'_>) -> io::Result<Vec<u8>> {
+        let socket = self.socket()?;
+        let bytes = request.encode();
+        sys::uninterrupted(|| send(socket.as_raw_fd(), &bytes, MsgFlags::MSG_NOSIGNAL))?;
+        self.wait(socket)?;
+        receive_whole(socket)
     }
 
-    fn with_socket<T>(
-        &self,
-        use_it: impl FnOnce(BorrowedFd<'_>) -> io::Result<T>,
-    ) -> io::Result<T> {
-        let gone = || io::Error::from(nix::errno::Errno::EPIPE);
-        let socket = self.0.lock().map_err(|_| gone())?;
-        use_it(socket.as_ref().ok_or_else(gone)?.as_fd())
+    fn socket(&self) -> io::Result<BorrowedFd<'_>> {
+        let socket = self.socket.as_ref().map(AsFd::as_fd);
+        socket.ok_or_else(|| Errno::EPIPE.into())
+    }
+
+    /// Waits for an answer, no longer than the handshake may take. (The socket's own limit is that of one answer.)
+    fn wait(&self, socket: BorrowedFd<'_>) -> io::Result<()> {
+        let Some(deadline) = self.deadline else {
+            return Ok(());
+        };
+        let answered = sys::uninterrupted(|| {
+            let left = deadline.saturating_duration_since(Instant::now());
+            ppoll(
+                &mut [PollFd::new(socket, PollFlags::POLLIN)],
+                Some(left.min(ANSWER_TIME).into()),
+                None,
+            )
+        })?;
+        if answered == 0 {
+            return Err(Errno::EAGAIN.into());
+        }
+        Ok(())
+    }
+
+    fn words(&self, error: &io::Error) -> String {
+        match error.raw_os_error().map(Errno::from_raw) {
+            _ if self.socket.is_none() => GONE.to_owned(),
+            Some(Errno::EAGAIN) => {
+                "the keeper does not answer in time: is it stopped, or the machine too busy?"
+                    .to_owned()
+            }
+            Some(Errno::EPIPE | Errno::ECONNRESET) => "the keeper has ended".to_owned(),
+            _ => format!("no answer from the keeper: {}", reason(error)),
+        }
+    }
+
+    fn fail(&mut self, why: String) -> String {
+        self.socket = None;
+        self.fault.get_or_insert(why).clone()
     }
 }
 

@@ -9,9 +9,11 @@ use super::Line;
 use super::message::{Holding, Reply, Request};
 use super::signing::SignRequest;
 use super::tickets::{PLAINTEXT_LIMIT, TICKET_LIMIT};
-use crate::error::reason;
 use crate::host_name::HostName;
 use crate::tls::{AsksKeeper, Certified};
+
+/// What does not decode, or answers another question.
+const NO_ANSWER: &str = "the keeper's answer is none";
 
 /// The private key as the network process sees it: what it can sign with, and whom to ask.
 #[derive(Debug)]
@@ -79,13 +81,16 @@ impl Signer for KeeperSigner {
             scheme: self.scheme,
             message,
         };
-        let reply = self.line.ask(&Request::Sign(request)).map_err(|error| {
-            Error::General(format!("no signature from the keeper: {}", reason(&error)))
-        })?;
+        let reply = self
+            .line
+            .ask(&Request::Sign(request))
+            .map_err(Error::General)?;
         match Reply::decode(&reply) {
             Some(Reply::Signed(signature)) => Ok(signature.to_vec()),
-            Some(Reply::Refused) => Err(Error::General("the keeper refused to sign".to_owned())),
-            _ => Err(Error::General("the keeper's answer is none".to_owned())),
+            Some(Reply::Refused) => {
+                Err(Error::General(self.line.fail("the keeper refuses to sign")))
+            }
+            _ => Err(Error::General(self.line.fail(NO_ANSWER))),
         }
     }
 
@@ -105,17 +110,14 @@ pub(super) struct Asking {
 impl AsksKeeper for Asking {
     fn certificate(&self, name: &HostName) -> Result<Option<Certified>, String> {
         let request = Request::Certificate(name.clone());
-        let reply = self
-            .line
-            .ask(&request)
-            .map_err(|error| format!("no certificate from the keeper: {}", reason(&error)))?;
+        let reply = self.line.ask(&request)?;
         match Reply::decode(&reply) {
             Some(Reply::Certificate(holding)) => {
                 Ok(Some(certified(holding, self.shown, &self.line)))
             }
             Some(Reply::Nothing) => Ok(None),
             Some(Reply::Fault(why)) => Err(why),
-            _ => Err("the keeper's answer is none".to_owned()),
+            _ => Err(self.line.fail(NO_ANSWER)),
         }
     }
 

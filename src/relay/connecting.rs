@@ -130,8 +130,7 @@ impl Relay<'_> {
 
     /// A connection that ended before there was a greeting.
     pub(super) fn note_silence(&mut self) {
-        let is_known = self.report.fault.is_some() || self.has_client_left();
-        if self.remote.is_some() && !is_known {
+        if self.report.fault.is_none() && !self.has_client_left() {
             self.fail(
                 EXIT_TEMPORARY,
                 "is of no use",
@@ -140,17 +139,29 @@ impl Relay<'_> {
         }
     }
 
+    /// What answers there is no IMAP server, or has something else to say.
+    pub(super) fn note_garbage(&mut self) {
+        let greeting = match &self.phase {
+            Phase::Cleartext(preauth) | Phase::Secured(preauth) => preauth.odd_greeting(),
+            Phase::Handshake | Phase::Opaque => &[],
+        };
+        let reason = format!(
+            "it greets with '{}', which is not IMAP",
+            String::from_utf8_lossy(greeting)
+        );
+        self.fail(EXIT_TEMPORARY, "is of no use", &reason);
+    }
+
     fn fail(&mut self, exit_status: u8, what: &str, reason: &str) {
         self.report.fault = Some(exit_status);
         self.parts.log.error(self.fault(what, reason));
     }
 
     fn fault(&self, what: &str, reason: &str) -> String {
-        let target = self.remote.as_ref().map(|remote| remote.target.to_string());
-        format!(
-            "the backend '{}' (--connect) {what}: {}",
-            target.unwrap_or_default(),
-            Escaped(reason.as_bytes())
-        )
+        let backend = match &self.remote {
+            Some(remote) => format!("the backend '{}' (--connect)", remote.target),
+            None => "the backend".to_owned(),
+        };
+        format!("{backend} {what}: {}", Escaped(reason.as_bytes()))
     }
 }

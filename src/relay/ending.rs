@@ -28,6 +28,8 @@ pub(super) struct Situation {
     pub(super) backend_output: Direction,
     /// The backend's process has not been reaped, and we have not stopped waiting for it.
     pub(super) is_backend_running: bool,
+    /// Nothing passes to or from the client any more; what came from it before is the backend's.
+    pub(super) is_client_broken: bool,
     /// We decided to end: a limit, a deadline, a fault.
     pub(super) is_closing: bool,
     /// The server is going down: what the client says is not heard any more, what the backend says is.
@@ -52,11 +54,15 @@ pub(super) enum Step {
 impl Situation {
     /// The next step; after taking it, ask again.
     pub(super) fn next(&self) -> Step {
-        let is_client_done = self.client_input == Ended || self.is_closing || self.is_terminated;
+        let is_client_done = self.client_input == Ended
+            || self.is_client_broken
+            || self.is_closing
+            || self.is_terminated;
         if self.backend_input == Open && is_client_done && !self.is_queued_for_backend {
             return Step::EndBackendInput;
         }
-        let is_backend_done = self.backend_output == Ended || self.is_closing;
+        let is_backend_done =
+            self.backend_output == Ended || self.is_client_broken || self.is_closing;
         if self.client_output == Open && is_backend_done && !self.is_queued_for_client {
             return Step::EndClientOutput;
         }
@@ -84,6 +90,7 @@ mod tests {
         backend_input: Open,
         backend_output: Open,
         is_backend_running: true,
+        is_client_broken: false,
         is_closing: false,
         is_terminated: false,
         is_queued_for_backend: false,
@@ -216,6 +223,39 @@ mod tests {
                 },
                 Step::Relay,
             ),
+            // TLS is broken: what was taken from the client is the backend's before that is told, and the client has its alert.
+            (
+                Situation {
+                    is_client_broken: true,
+                    is_queued_for_backend: true,
+                    is_queued_for_client: true,
+                    ..RUNNING
+                },
+                Step::Relay,
+            ),
+            (
+                Situation {
+                    is_client_broken: true,
+                    is_queued_for_backend: true,
+                    ..RUNNING
+                },
+                Step::EndClientOutput,
+            ),
+            (
+                Situation {
+                    is_client_broken: true,
+                    is_queued_for_client: true,
+                    ..RUNNING
+                },
+                Step::EndBackendInput,
+            ),
+            (
+                Situation {
+                    is_client_broken: true,
+                    ..client_gone
+                },
+                Step::Relay,
+            ),
             // We end it: before TLS, and with a backend.
             (
                 Situation {
@@ -278,7 +318,7 @@ mod tests {
             for client_output in [Open, Ended] {
                 for backend_input in directions {
                     for backend_output in directions {
-                        for bits in 0..32 {
+                        for bits in 0..64 {
                             let flag = |bit: usize| flags[(bits >> bit) & 1];
                             let situation = Situation {
                                 client_input,
@@ -286,6 +326,7 @@ mod tests {
                                 backend_input,
                                 backend_output,
                                 is_backend_running: flag(0),
+                                is_client_broken: flag(5),
                                 is_closing: flag(1),
                                 is_terminated: flag(4),
                                 is_queued_for_backend: flag(2),

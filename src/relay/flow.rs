@@ -8,6 +8,7 @@ use super::report::Report;
 use super::{BackendSource, LINGER_OCTETS, Relay};
 use crate::backend::Backend;
 use crate::buffer::Buffer;
+use crate::error::EXIT_TEMPORARY;
 use crate::imap::{Action, CloseReason, Entry, Policy, Preauth};
 use crate::log::Escaped;
 use crate::tls::{Facts, Progress};
@@ -29,9 +30,13 @@ impl<'a> Relay<'a> {
     #[inline(never)]
     pub(super) fn new(parts: super::Parts<'a>) -> Box<Self> {
         let report = Report::new(parts.policy, parts.proxy.clone());
+        let handshake =
+            (parts.policy == Policy::Implicit).then(|| report.start + parts.handshake_timeout);
+        if let Some(deadline) = handshake {
+            parts.keeper.expect_answers_until(deadline);
+        }
         let deadlines = Deadlines {
-            handshake: (parts.policy == Policy::Implicit)
-                .then(|| report.start + parts.handshake_timeout),
+            handshake,
             login: Some(report.start + parts.login_timeout),
             ..Deadlines::default()
         };
@@ -61,6 +66,7 @@ impl<'a> Relay<'a> {
             backend_output: Direction::Absent,
             is_backend_running: false,
             is_closing: false,
+            is_tls_broken: false,
             is_terminated: false,
             discarded: 0,
             is_close_notify_sent: false,
@@ -155,11 +161,11 @@ impl<'a> Relay<'a> {
     }
 
     fn close_for(&mut self, reason: CloseReason) {
-        if reason == CloseReason::BackendPreauth {
-            self.parts.log.error("the backend greets PREAUTH, which no client expects after STARTTLS: --tls implicit serves it");
-        }
-        if reason == CloseReason::BackendSilent {
-            self.note_silence();
+        match reason {
+            CloseReason::BackendGarbage => self.note_garbage(),
+            CloseReason::BackendPreauth => self.parts.log.error("the backend greets PREAUTH, which no client expects after STARTTLS: --tls implicit serves it"),
+            CloseReason::BackendSilent => self.note_silence(),
+            _ => {}
         }
         self.close(&reason.to_string(), None);
     }
@@ -280,6 +286,7 @@ impl<'a> Relay<'a> {
                 .log
                 .error("the keeper has ended: no TLS can be started on this connection");
             self.parts.keeper.release();
+            self.report.fault = Some(EXIT_TEMPORARY);
             if let Phase::Cleartext(preauth) = &mut self.phase {
                 preauth.tls_unavailable();
             }
@@ -296,7 +303,9 @@ impl<'a> Relay<'a> {
         let late = preauth.take_backend_unread();
         let unread = preauth.into_unread();
         self.is_tls = true;
-        self.deadlines.handshake = Some(Instant::now() + self.parts.handshake_timeout);
+        let deadline = Instant::now() + self.parts.handshake_timeout;
+        self.deadlines.handshake = Some(deadline);
+        self.parts.keeper.expect_answers_until(deadline);
         let unsent = std::mem::take(&mut self.to_backend);
         match (&mut self.parts.backend, self.backend.take()) {
             (BackendSource::Descriptor(kept), Some(backend)) => {
@@ -387,13 +396,16 @@ impl<'a> Relay<'a> {
 
     fn tls_failed(&mut self, error: &rustls::Error) {
         let tls = &self.parts.tls;
-        let what = if matches!(self.phase, Phase::Handshake) {
-            "handshake failed"
+        let (what, keepers) = if matches!(self.phase, Phase::Handshake) {
+            ("handshake failed", self.parts.keeper.fault())
         } else {
-            "TLS failed"
+            ("TLS failed", None)
         };
         let name = tls.server_name().unwrap_or("none");
-        match tls.fault() {
+        if keepers.is_some() {
+            self.report.fault = Some(EXIT_TEMPORARY);
+        }
+        match keepers.as_deref().or(tls.fault()) {
             Some(fault) => self
                 .parts
                 .log
@@ -404,11 +416,17 @@ impl<'a> Relay<'a> {
                 self.parts.log.info(Escaped(line.as_bytes()));
             }
         }
-        self.close(what, None);
+        if !matches!(self.phase, Phase::Opaque) {
+            return self.close(what, None);
+        }
+        // What was decrypted before is the client's own, whole, and may be the backend's work half done.
+        self.report.ended(what.to_owned());
+        self.is_tls_broken = true;
+        self.deadlines.begin_ending(self.is_closing);
     }
 
     fn send_to_client(&mut self, bytes: &[u8]) {
-        if self.client_output == Direction::Ended {
+        if self.client_output == Direction::Ended || self.is_tls_broken {
             return;
         }
         self.report.bytes_out += bytes.len() as u64;

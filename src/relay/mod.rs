@@ -152,9 +152,11 @@ struct Relay<'a> {
     backend_output: Direction,
     is_backend_running: bool,
     is_closing: bool,
+    /// TLS failed after login: what the client sends and the backend says passes no more.
+    is_tls_broken: bool,
     /// SIGTERM came after login.
     is_terminated: bool,
-    /// Octets from the client that were thrown away since either.
+    /// Octets from the client that were thrown away since any of them.
     discarded: usize,
     is_close_notify_sent: bool,
     deadlines: Deadlines,
@@ -200,6 +202,7 @@ impl Relay<'_> {
             backend_output: self.backend_output,
             is_backend_running: self.is_backend_running,
             is_closing: self.is_closing,
+            is_client_broken: self.is_tls_broken,
             is_terminated: self.is_terminated,
             is_queued_for_backend: !self.to_backend.is_empty() || self.is_client_input_held(),
             is_queued_for_client: !self.to_client.is_empty(),
@@ -209,7 +212,7 @@ impl Relay<'_> {
     /// Whether what the client says concerns nobody. It is read all the same: with octets unread, the end would be a reset, which eats
     /// what the client has not read yet.
     fn discards_client(&self) -> bool {
-        self.is_closing || self.is_terminated
+        self.is_closing || self.is_terminated || self.is_tls_broken
     }
 
     /// Commands that a client sent before its end of file may still wait for the answers to earlier ones.
@@ -327,7 +330,14 @@ impl Relay<'_> {
                 self.deadlines.postpone_linger(self.backend_input);
                 self.client_sent(count);
             }
-            Ok(Received::End) => self.client_ended(),
+            Ok(Received::End) => {
+                if self.is_tls && !matches!(self.phase, Phase::Handshake) {
+                    // Whoever is on the way may have cut it (RFC 8446 section 6.1).
+                    self.report
+                        .ended("client closed without close_notify".to_owned());
+                }
+                self.client_ended();
+            }
             Err(error) => {
                 self.note_client_break(&error);
                 self.to_client.clear();

@@ -160,7 +160,7 @@ impl Relay<'_> {
     }
 
     pub(super) fn wants_backend(&self) -> bool {
-        let is_discarded = self.client_output == Direction::Ended;
+        let is_discarded = self.client_output == Direction::Ended || self.is_tls_broken;
         self.backend_output == Direction::Open
             && (is_discarded || (self.to_client.has_room() && !self.is_closing))
     }

@@ -72,6 +72,11 @@ pub fn tests() -> Vec<Trial> {
             client_leaves_data,
         ),
         test(
+            "relay: all that the client sent before TLS broke reaches the backend",
+            &[],
+            tls_breaks_behind_data,
+        ),
+        test(
             "relay: all that the backend wrote before it ended reaches a client that reads late",
             &[],
             backend_leaves_data,
@@ -488,6 +493,31 @@ fn client_leaves_data(test: &Test) {
     assert_eq!(received.iter().filter(|byte| **byte == b'y').count(), size);
     assert!(received.ends_with(b"y\r\n"));
     assert_eq!(session.wait_as_last().code(), Some(0));
+}
+
+/// By whoever is on the way, for one: what was sent inside TLS is the client's, and half a command would be nobody's.
+fn tls_breaks_behind_data(test: &Test) {
+    let mut session = logged_in(test);
+    let client = session.client();
+    assert!(client.command("a XSTALL").is_ok());
+    // More than the socketpair holds, and little enough that we have read it all.
+    let size = 240_000;
+    client.send(vec![b'y'; size]);
+    client.send("\r\n");
+    client.send_raw("no record of TLS");
+    let (_, end) = client.read_to_end();
+    assert!(matches!(end, End::Tls(_)), "{end:?}");
+    session.close_client();
+    session.record().release();
+    let backend = session.record().backend(0);
+    assert_eq!(backend.wait_end(), "eof");
+    let received = backend.received();
+    assert_eq!(received.iter().filter(|byte| **byte == b'y').count(), size);
+    assert!(received.ends_with(b"y\r\n"));
+    assert_eq!(session.wait_as_last().code(), Some(0));
+    let line = session.session_line();
+    assert_eq!(line["end"], "TLS failed");
+    assert_eq!(line["in"], received.len().to_string());
 }
 
 fn backend_leaves_data(test: &Test) {

@@ -4,7 +4,7 @@
 use crate::harness::*;
 use libtest_mimic::Trial;
 use rustls::version::{TLS12, TLS13};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub fn tests() -> Vec<Trial> {
     let mut tests = vec![
@@ -54,14 +54,24 @@ pub fn tests() -> Vec<Trial> {
             silent,
         ),
         test(
-            "starttls: a keeper that was killed turns STARTTLS into NO",
+            "starttls: a keeper that was killed turns STARTTLS into NO and BYE",
             &[Need::Root],
             keeper_killed,
+        ),
+        test(
+            "starttls: on port 993 a keeper that was killed is our fault, and said so",
+            &[Need::Root],
+            keeper_killed_implicit,
         ),
         test(
             "starttls: a launcher that was killed gives a BYE inside TLS and no wait",
             &[Need::Root],
             launcher_killed,
+        ),
+        test(
+            "starttls: a backend that is no IMAP server is a BYE, and in the log",
+            &[],
+            no_imap,
         ),
         test(
             "starttls: a keeper that is stopped makes the handshake fail in time",
@@ -354,6 +364,39 @@ fn no_greeting(test: &Test) {
     }
 }
 
+/// Whoever is no IMAP server, or stumbles over its configuration, says so in the log, also in a quiet one.
+fn no_imap(test: &Test) {
+    for (arguments, says) in [
+        (
+            &["raw", "220 mx \u{1b}ESMTP\\r\\n"][..],
+            "the backend is of no use: it greets with '220 mx \\x1bESMTP', which is not IMAP",
+        ),
+        (
+            &["raw", "* NO not now\\r\\n"],
+            "the backend is of no use: it greets with '* NO not now', which is not IMAP",
+        ),
+        (
+            &["exit", "0"],
+            "the backend is of no use: it closed before its greeting",
+        ),
+    ] {
+        for policy in ["required", "optional", "implicit"] {
+            let mut session = Program::new(test)
+                .tls(policy)
+                .flag("--quiet")
+                .play(&Backend::scenario(arguments[0], &arguments[1..]))
+                .start();
+            let client = session.client();
+            client.ask_for_backend(policy, pki());
+            let (text, _) = client.read_to_end();
+            assert!(text.starts_with(b"* BYE [UNAVAILABLE] "), "{text:?}");
+            session.close_client();
+            session.wait_as_last();
+            assert!(session.log().contains(says), "{}", session.log());
+        }
+    }
+}
+
 fn silent(test: &Test) {
     let program = Program::new(test)
         .play(&Backend::scenario("silent", &[]))
@@ -380,39 +423,63 @@ fn keeper_killed(test: &Test) {
     let keeper = session.processes().keeper.expect("a keeper");
     session.kill(keeper, libc::SIGKILL);
     session.wait_log("the keeper has ended");
-    let reply = session.client().command("a STARTTLS");
+    let client = session.client();
+    assert!(client.command("a NOOP").is_ok());
+    let reply = client.command("b LOGIN u sekret");
+    assert!(reply.status().starts_with("NO [PRIVACYREQUIRED]"));
+    let reply = client.command("c STARTTLS");
     assert!(reply.status().starts_with("NO "), "{reply:?}");
-    assert!(session.client().command("b NOOP").is_ok());
-    assert!(
-        session
-            .client()
-            .command("c LOGIN u sekret")
-            .status()
-            .starts_with("NO [PRIVACYREQUIRED]")
-    );
+    let (rest, _) = client.read_to_end();
+    assert!(rest.starts_with(b"* BYE [UNAVAILABLE] "), "{rest:?}");
     session.close_client();
-    assert_eq!(session.wait_code(), 0);
+    assert_eq!(session.wait_code(), 111);
+}
+
+/// On port 993, where there is nothing before the handshake.
+fn keeper_killed_implicit(test: &Test) {
+    for is_quiet in [false, true] {
+        let mut program = Program::new(test).tls("implicit");
+        if is_quiet {
+            program = program.flag("--quiet");
+        }
+        let mut session = program.start();
+        let keeper = eventually("there is a keeper", || session.processes().keeper);
+        session.kill(keeper, libc::SIGKILL);
+        let offer = TlsOffer::new(pki());
+        assert!(session.client().handshake(&offer).is_err());
+        session.close_client();
+        assert_eq!(session.wait_code(), 111);
+        let log = session.log();
+        assert!(
+            log.contains("handshake failed: the keeper has ended (sni=localhost)"),
+            "{log}"
+        );
+    }
 }
 
 fn keeper_stopped(test: &Test) {
-    let mut session = Program::new(test).start();
-    session.client().patience = Duration::from_secs(30);
+    // Sooner than the keeper's own limit for an answer.
+    let program = Program::new(test).option("--handshake-timeout", "2");
+    let mut session = program.start();
     session.client().greeting();
     let keeper = session.processes().keeper.expect("a keeper");
     session.kill(keeper, libc::SIGSTOP);
     assert!(session.client().command("a STARTTLS").is_ok());
+    let begin = Instant::now();
     let failure = session
         .client()
         .handshake(&TlsOffer::new(pki()))
         .unwrap_err();
+    let waited = begin.elapsed();
     session.kill(keeper, libc::SIGCONT);
     session.close_client();
-    session.wait();
+    assert_eq!(session.wait_code(), 111);
+    let log = session.log();
     assert!(
-        session.log().contains("no signature from the keeper"),
-        "{failure}: {}",
-        session.log()
+        log.contains("handshake failed: the keeper does not answer in time"),
+        "{failure}: {log}"
     );
+    assert!(waited < Duration::from_secs(8), "{waited:?}");
     assert!(test.record().is_empty());
 }
 

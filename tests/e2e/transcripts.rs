@@ -59,7 +59,8 @@ enum Step {
     StartTls,
     Unread,
     Opaque,
-    Close,
+    /// With the reason.
+    Close(String),
 }
 
 fn parse(text: &str) -> (String, Vec<Step>) {
@@ -86,7 +87,7 @@ fn parse(text: &str) -> (String, Vec<Step>) {
             ("=", "starttls") => Step::StartTls,
             ("=", "unread") => Step::Unread,
             ("=", "opaque") => Step::Opaque,
-            ("=", "close") => Step::Close,
+            ("=", "close") => Step::Close(rest.to_owned()),
             _ => panic!("no such line in a transcript: {line}"),
         });
     }
@@ -177,7 +178,7 @@ fn play(test: &Test, file: &Path, cut: Cut) {
                 .unwrap(),
             Step::Unread => not_executed(&mut session, &mut backend),
             Step::Opaque => is_opaque(&mut session, &mut backend),
-            Step::Close => {
+            Step::Close(_) => {
                 let (rest, _) = session.client().read_to_end();
                 assert_eq!(
                     String::from_utf8_lossy(&rest),
@@ -189,7 +190,12 @@ fn play(test: &Test, file: &Path, cut: Cut) {
     }
     drop(backend);
     session.close_client();
-    assert_eq!(session.wait_code(), 0, "{}", session.log());
+    let is_fault = |step: &Step| match step {
+        Step::Close(reason) => reason.ends_with("-garbage") || reason.ends_with("-silent"),
+        step => matches!(step, Step::TlsUnavailable),
+    };
+    let status = if steps.iter().any(is_fault) { 111 } else { 0 };
+    assert_eq!(session.wait_code(), status, "{}", session.log());
 }
 
 /// Says where in a transcript the test was, should it fail there.

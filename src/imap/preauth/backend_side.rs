@@ -60,7 +60,7 @@ impl Preauth {
     /// RFC 3501 section 7.1: the greeting is OK, PREAUTH or BYE.
     fn read_greeting(&mut self, greeting: Greeting, line: &Line, actions: &mut Vec<Action>) {
         let Response::Status(condition) = response::parse(&line.content) else {
-            return self.close_with(CloseReason::BackendGarbage, NO_SERVER, actions);
+            return self.refuse_greeting(line, actions);
         };
         match (condition, greeting) {
             (Condition::Ok, Greeting::Swallowed) => self.stage = Stage::Commands,
@@ -81,10 +81,14 @@ impl Preauth {
                 self.pass_line(line, StartTlsOffer::Withdrawn, actions);
                 self.become_opaque(OpaqueReason::Preauthenticated, actions);
             }
-            (Condition::Bad | Condition::No, _) => {
-                self.close_with(CloseReason::BackendGarbage, NO_SERVER, actions);
-            }
+            (Condition::Bad | Condition::No, _) => self.refuse_greeting(line, actions),
         }
+    }
+
+    fn refuse_greeting(&mut self, line: &Line, actions: &mut Vec<Action>) {
+        let begin = line.content.iter().take(limits::ODD_GREETING);
+        self.odd_greeting = begin.copied().collect();
+        self.close_with(CloseReason::BackendGarbage, NO_SERVER, actions);
     }
 
     fn read_response(&mut self, line: Line, actions: &mut Vec<Action>) {
