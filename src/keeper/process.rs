@@ -299,9 +299,17 @@ impl<'a> Keeper<'a> {
             return Ok(None);
         };
         for candidate in name.candidates() {
-            let Some(unparsed) = opener.find(&candidate)? else {
-                continue;
+            // What is wrong with the domain's file is no fault of a name that it is not for: that may have another certificate.
+            let is_domain = !name.is_covered_by(candidate.as_str());
+            let unparsed = match opener.find(&candidate) {
+                Ok(Some(unparsed)) => unparsed,
+                Ok(None) => continue,
+                Err(_) if is_domain && !opener.is_lost() => continue,
+                Err(why) => return Err(why),
             };
+            if is_domain && !store::is_for(&unparsed, name, &self.sandboxed) {
+                continue;
+            }
             let held =
                 store::parse(&unparsed, &self.sandboxed).map_err(|error| error.to_string())?;
             let mut names = held.holding.names.iter();

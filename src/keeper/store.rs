@@ -15,6 +15,7 @@ use super::signing::SCHEMES;
 use crate::clock;
 use crate::error::{Error, MALFORMED_PEM};
 use crate::files::{FILE_LIMIT, Place, any_mode, check_mode, read, read_with_mode};
+use crate::host_name::HostName;
 use crate::sandbox::Sandboxed;
 
 /// A certificate and its key, as they are in their files.
@@ -114,6 +115,18 @@ pub(super) fn parse(unparsed: &Unparsed, _: &Sandboxed) -> Result<Held, Error> {
         schemes,
     };
     Ok(Held { holding, key })
+}
+
+/// Whether a certificate is for the name, as far as it can be read; whether it can be used is for [`parse`] to say.
+pub(super) fn is_for(unparsed: &Unparsed, name: &HostName, _: &Sandboxed) -> bool {
+    let (_, pem) = &unparsed.certificate;
+    let Some(Ok(own)) = rustls_pemfile::certs(&mut pem.as_slice()).next() else {
+        return false;
+    };
+    x509_parser::parse_x509_certificate(&own).is_ok_and(|(_, own)| {
+        let mut names = host_names(&own).into_iter();
+        names.any(|pattern| name.is_covered_by(&pattern))
+    })
 }
 
 /// What is wrong with a chain and a key that are both good by themselves.

@@ -29,6 +29,11 @@ pub fn tests() -> Vec<Trial> {
             by_name,
         ),
         test(
+            "certificates: what is wrong with a domain's file is no trouble of names that it is not for",
+            &[OPENSSL, TCPSERVER],
+            broken_domain,
+        ),
+        test(
             "certificates: without a default, unknown and missing names are unrecognized",
             &[OPENSSL, TCPSERVER],
             |test| unrecognized(test, false),
@@ -359,6 +364,49 @@ fn by_name(test: &Test) {
             .all(|line| line.contains(": session ")),
         "{log}"
     );
+}
+
+fn broken_domain(test: &Test) {
+    let expired = |names: &[&str]| {
+        let directory = test.path(&format!("expired-{}", next_number()));
+        Pki::make(&directory, Key::P256, |params| {
+            params.subject_alt_names = names
+                .iter()
+                .map(|name| rcgen::SanType::DnsName((*name).try_into().unwrap()))
+                .collect();
+            params.not_after = rcgen::date_time_ymd(2025, 6, 1);
+        })
+    };
+    let below = "mail.domain.example";
+    let default = certificate(test, Key::P256, &[below]);
+    let server = start(test, &serving_directory(test).pki(&default));
+    let file = directory(test).join("domain.example.pem");
+    let good = both(&certificate(test, Key::P256, &["domain.example"]));
+    let alone = both(&expired(&["domain.example"]));
+    let all = both(&expired(&["domain.example", "*.domain.example"]));
+    for (case, text, mode, is_served) in [
+        ("empty", "", 0o600, true),
+        ("cut", &good[..300], 0o600, true),
+        ("open to everybody", &good, 0o644, true),
+        ("expired, and for the domain alone", &alone, 0o600, true),
+        ("expired, and for the name too", &all, 0o600, false),
+    ] {
+        remove(&file);
+        write_file(&file, text, mode);
+        assert!(
+            shown_for(test, &server, "domain.example").is_err(),
+            "{case}"
+        );
+        let shown = shown_for(test, &server, below);
+        let expected = if is_served {
+            Ok(below.to_owned())
+        } else {
+            Err("tlsv1 alert internal error".to_owned())
+        };
+        assert_eq!(shown, expected, "{case}");
+    }
+    let line = server.wait_log(&format!("(sni={below})"));
+    assert!(server.log().contains("it expired on Jun"), "{line}");
 }
 
 fn unrecognized(test: &Test, is_strict: bool) {
