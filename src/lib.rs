@@ -45,6 +45,7 @@ mod sandbox;
 mod service;
 mod session;
 mod setup;
+mod signed;
 mod sys;
 mod tls;
 mod trust;

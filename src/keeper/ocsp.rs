@@ -3,13 +3,13 @@
 //! The structure is walked with the DER reader that x509-parser stands on: what is needed of it is too little for a crate more.
 
 use ring::digest::{SHA1_FOR_LEGACY_USE_ONLY, SHA256, digest};
-use rustls::crypto::ring::default_provider;
-use x509_parser::asn1_rs::{Any, Class, FromDer as _, GeneralizedTime, Tag};
+use x509_parser::asn1_rs::{Class, GeneralizedTime, Tag};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::parse_x509_certificate;
 use x509_parser::time::ASN1Time;
 
 use crate::clock::SKEW;
+use crate::signed::{Signed, tagged, take, universal};
 
 /// What is known of a response that may be stapled.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -98,43 +98,6 @@ fn parse_certificate(der: &[u8]) -> Result<X509Certificate<'_>, String> {
         .map_err(|error| format!("malformed certificate: {error}"))
 }
 
-/// An element's content, and the element with its header.
-#[derive(Clone, Copy)]
-struct Element<'a> {
-    content: &'a [u8],
-    whole: &'a [u8],
-}
-
-/// Takes the next element if it is of the kind.
-fn take<'a>(input: &mut &'a [u8], class: Class, tag: Tag) -> Option<Element<'a>> {
-    let (rest, any) = Any::from_der(input).ok()?;
-    if any.class() != class || any.tag() != tag {
-        return None;
-    }
-    let whole = input.get(..input.len().checked_sub(rest.len())?)?;
-    *input = rest;
-    Some(Element {
-        content: any.data,
-        whole,
-    })
-}
-
-fn universal<'a>(input: &mut &'a [u8], tag: Tag) -> Option<&'a [u8]> {
-    take(input, Class::Universal, tag).map(|element| element.content)
-}
-
-fn tagged<'a>(input: &mut &'a [u8], tag: u32) -> Option<&'a [u8]> {
-    take(input, Class::ContextSpecific, Tag(tag)).map(|element| element.content)
-}
-
-/// A bit string of whole octets.
-fn bits<'a>(input: &mut &'a [u8]) -> Option<&'a [u8]> {
-    match universal(input, Tag::BitString)? {
-        [0, octets @ ..] => Some(octets),
-        _ => None,
-    }
-}
-
 fn time(input: &mut &[u8]) -> Option<i64> {
     let text = universal(input, Tag::GeneralizedTime)?;
     // As DER and RFC 5280 section 4.1.2.5.2 want it: in UTC.
@@ -177,52 +140,6 @@ fn basic_response(response: &[u8]) -> Result<&[u8], String> {
         (kind == BASIC_RESPONSE).then_some(content)
     });
     basic.ok_or_else(malformed)
-}
-
-/// What certificates and OCSP responses have in common: something, and a signature over it.
-struct Signed<'a> {
-    /// As it was signed.
-    content: Element<'a>,
-    algorithm: &'a [u8],
-    signature: &'a [u8],
-    /// What follows the signature.
-    rest: &'a [u8],
-}
-
-impl<'a> Signed<'a> {
-    fn read(mut bytes: &'a [u8]) -> Option<Self> {
-        let mut rest = universal(&mut bytes, Tag::Sequence)?;
-        let content = take(&mut rest, Class::Universal, Tag::Sequence)?;
-        let algorithm = universal(&mut rest, Tag::Sequence)?;
-        let signature = bits(&mut rest)?;
-        bytes.is_empty().then_some(Self {
-            content,
-            algorithm,
-            signature,
-            rest,
-        })
-    }
-
-    fn is_signed_by(&self, signer: &X509Certificate<'_>) -> bool {
-        let mut key = signer.public_key().raw;
-        let key = universal(&mut key, Tag::Sequence).and_then(|mut key| {
-            let algorithm = universal(&mut key, Tag::Sequence)?;
-            Some((algorithm, bits(&mut key)?))
-        });
-        let Some((key_algorithm, key)) = key else {
-            return false;
-        };
-        let algorithms = default_provider().signature_verification_algorithms.all;
-        let mut fitting = algorithms.iter().filter(|algorithm| {
-            algorithm.signature_alg_id().as_ref() == self.algorithm
-                && algorithm.public_key_alg_id().as_ref() == key_algorithm
-        });
-        fitting.any(|algorithm| {
-            algorithm
-                .verify_signature(key, self.content.whole, self.signature)
-                .is_ok()
-        })
-    }
 }
 
 /// What the responder says about one certificate.
