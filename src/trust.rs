@@ -62,15 +62,15 @@ impl Trust {
         tls::client_auth_binding(file(&files.authorities), &files.revocations(), files.demand)
     }
 
-    /// Parses the files, which are kept to be parsed again when one of the authorities has expired.
+    /// Parses the files, which are kept to be parsed again when one of the authorities has expired, or two are of one name.
     ///
     /// # Errors
     /// `Setup`, naming file and option.
     pub(crate) fn examiner(&self) -> Result<Examiner, Error> {
         let files = self.0.clone();
-        tls::client_examiner(move |now| {
+        tls::client_examiner(move |now, chain| {
             let (authorities, revocations) = (file(&files.authorities), files.revocations());
-            tls::client_verifier(authorities, &revocations, files.demand, now)
+            tls::client_verifier(authorities, &revocations, files.demand, now, chain)
         })
     }
 }

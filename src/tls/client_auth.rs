@@ -2,24 +2,27 @@
 
 use std::borrow::Cow;
 use std::cmp::Reverse;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::Path;
 use std::slice;
 use std::sync::{Arc, Mutex};
 
 use ring::digest::{Context, SHA256};
-use rustls::RootCertStore;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, UnixTime};
 use rustls::server::WebPkiClientVerifier;
-use rustls::server::danger::ClientCertVerifier;
-use x509_parser::asn1_rs::{Any, FromDer as _, Tag};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{CertificateError, RootCertStore};
+use x509_parser::asn1_rs::{Any, Class, FromDer as _, Tag};
+use x509_parser::certificate::X509Certificate;
 use x509_parser::time::ASN1Time;
 
 use crate::clock::SKEW;
 use crate::error::{Error, MALFORMED_PEM};
 use crate::log::Escaped;
+use crate::signed::{Signed, take};
 
 /// What `--client-cert` asks of a client.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -40,6 +43,8 @@ pub(crate) struct TrustFile<'a> {
 /// A verifier, and until when all its authorities are good, in seconds since 1970.
 pub(crate) struct Verifier {
     end: i64,
+    /// Whether several of the revocation lists are of one issuer's name.
+    has_namesakes: bool,
     pub(super) inner: Arc<dyn ClientCertVerifier>,
     /// Without revocation lists, for all that does not hang on certificates.
     timeless: Arc<dyn ClientCertVerifier>,
@@ -50,20 +55,26 @@ pub(crate) struct Verifier {
 /// The library takes an authority for granted, whatever the time is, and the listener's may have been read long ago.
 pub(crate) struct Examiner {
     current: Mutex<Option<Verifier>>,
-    make: Box<dyn Fn(i64) -> Result<Verifier, Error> + Send + Sync>,
+    make: Box<Make>,
     timeless: Arc<dyn ClientCertVerifier>,
 }
 
+/// What makes a verifier of the authorities that are good at a time, for a client's chain if one is known.
+type Make = dyn Fn(i64, Chain<'_>) -> Result<Verifier, Error> + Send + Sync;
+
+/// A client's certificates, its own first; empty where none is known yet.
+pub(crate) type Chain<'a> = &'a [&'a [u8]];
+
 impl Examiner {
-    /// With what makes a verifier of the authorities that are good at the time.
+    /// With what makes its verifiers.
     ///
     /// # Errors
     /// Its own, at the time `now`.
     pub(super) fn new(
-        make: impl Fn(i64) -> Result<Verifier, Error> + Send + Sync + 'static,
+        make: impl Fn(i64, Chain<'_>) -> Result<Verifier, Error> + Send + Sync + 'static,
         now: i64,
     ) -> Result<Self, Error> {
-        let first = make(now)?;
+        let first = make(now, &[])?;
         Ok(Self {
             timeless: first.timeless.clone(),
             current: Mutex::new(Some(first)),
@@ -76,14 +87,52 @@ impl Examiner {
         &self.timeless
     }
 
+    /// Examines a client's certificate.
+    ///
+    /// # Errors
+    /// The library's, which says why it is refused.
+    pub(super) fn examine(
+        &self,
+        own: &CertificateDer<'_>,
+        issuers: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        let seconds = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+        let verifier = self.at(seconds).ok_or(CertificateError::UnknownIssuer)?;
+        let verdict = verifier.verify_client_cert(own, issuers, now);
+        drop(verifier);
+        if !verdict.as_ref().is_err_and(is_of_another_key) {
+            return verdict;
+        }
+        let chain: Vec<&[u8]> = [own]
+            .into_iter()
+            .chain(issuers)
+            .map(AsRef::as_ref)
+            .collect();
+        match self.made_for(&chain, seconds) {
+            Some(verifier) => verifier.verify_client_cert(own, issuers, now),
+            None => verdict,
+        }
+    }
+
+    /// The verifier whose lists are in the order that is right for the chain; `None` if there is but one order.
+    fn made_for(&self, chain: Chain<'_>, now: i64) -> Option<Arc<dyn ClientCertVerifier>> {
+        let mut current = self.current.lock().ok()?;
+        current.as_ref().filter(|verifier| verifier.has_namesakes)?;
+        // As below.
+        *current = None;
+        *current = (self.make)(now, chain).ok();
+        current.as_ref().map(|verifier| verifier.inner.clone())
+    }
+
     /// The verifier of the authorities that are left; `None` if none is. Making another costs only those who have not renewed
     /// since one has expired.
-    pub(super) fn at(&self, now: i64) -> Option<Arc<dyn ClientCertVerifier>> {
+    fn at(&self, now: i64) -> Option<Arc<dyn ClientCertVerifier>> {
         let mut current = self.current.lock().ok()?;
         if current.as_ref().is_some_and(|verifier| verifier.end < now) {
             // The old one is let go first: there may be no memory for the lists of two.
             *current = None;
-            *current = (self.make)(now).ok();
+            *current = (self.make)(now, &[]).ok();
         }
         current.as_ref().map(|verifier| verifier.inner.clone())
     }
@@ -95,6 +144,21 @@ impl fmt::Debug for Examiner {
     }
 }
 
+/// Whether a signature was held to the wrong key, as that of a list is where two authorities have one name. The library may then blame
+/// the certificate, for having been held to the other's.
+fn is_of_another_key(error: &rustls::Error) -> bool {
+    use rustls::CertRevocationListError as List;
+    matches!(
+        error,
+        rustls::Error::InvalidCertRevocationList(
+            List::BadSignature | List::UnsupportedSignatureAlgorithmForPublicKeyContext { .. }
+        ) | rustls::Error::InvalidCertificate(
+            CertificateError::BadSignature
+                | CertificateError::UnsupportedSignatureAlgorithmForPublicKeyContext { .. }
+        )
+    )
+}
+
 /// The names of authorities that are sent as a hint, at most, in octets. It may be left out (RFC 8446 section 4.2.4, RFC 5246
 /// section 7.4.4); a list of all public authorities would make every handshake longer and help no client to choose.
 const HINT_LIMIT: usize = 8192;
@@ -103,7 +167,8 @@ const HINT_LIMIT: usize = 8192;
 ///
 /// Every certificate in `authorities` is trusted by itself, also an intermediate one whose root is not there. With revocation
 /// lists given, each certificate of the chain must be covered by one that is in force, as with nginx's `ssl_crl` and Apache's
-/// `SSLCARevocationCheck chain`: a list that is missing or out of date may be one that somebody withheld.
+/// `SSLCARevocationCheck chain`: a list that is missing or out of date may be one that somebody withheld. With a client's `chain`, the
+/// lists of its own issuers are looked at before those of others of their names.
 ///
 /// # Errors
 /// `Setup`, naming file and option.
@@ -113,10 +178,14 @@ pub(crate) fn verifier(
     demand: ClientDemand,
     provider: &Arc<CryptoProvider>,
     now: i64,
+    chain: Chain<'_>,
 ) -> Result<Verifier, Error> {
     let (roots, end) = roots(authorities, now)?;
     let roots = Arc::new(roots);
-    let lists = newest_first(revocations, now)?;
+    let mut lists = newest_first(revocations, now)?;
+    if !chain.is_empty() {
+        own_first(&mut lists, authorities, chain);
+    }
     let build = |lists: &[List<'_>]| {
         let mut builder =
             WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone())
@@ -145,8 +214,10 @@ pub(crate) fn verifier(
         let single = each.find_map(|list| build(slice::from_ref(list)).err());
         single.unwrap_or(error)
     })?;
+    let issuers: BTreeSet<_> = lists.iter().map(|list| &list.issuer).collect();
     Ok(Verifier {
         end,
+        has_namesakes: issuers.len() < lists.len(),
         inner,
         timeless: build(&[])?,
     })
@@ -251,12 +322,12 @@ impl<'a> List<'a> {
             Tag::Integer => after_version,
             _ => content.data,
         };
-        let (rest, _algorithm) = Any::from_der(rest).ok()?;
-        let (rest, issuer) = Any::from_der(rest).ok()?;
+        let (mut rest, _algorithm) = Any::from_der(rest).ok()?;
+        let issuer = take(&mut rest, Class::Universal, Tag::Sequence)?;
         let (rest, this_update) = ASN1Time::from_der(rest).ok()?;
         let (_, next_update) = ASN1Time::from_der(rest).ok()?;
         Some(Self {
-            issuer: issuer.data.to_vec(),
+            issuer: issuer.whole.to_vec(),
             file,
             this_update,
             next_update,
@@ -297,6 +368,45 @@ fn newest_first<'a>(files: &[TrustFile<'a>], now: i64) -> Result<Vec<List<'a>>, 
     }
 }
 
+/// How many of a client's certificates are looked at: the library takes no longer chain, and each may cost a signature's verification
+/// with each that is of its issuer's name.
+const LONGEST_CHAIN: usize = 8;
+
+/// Puts the lists in front that are signed with a key that has signed one of the chain, the newest still before the others.
+///
+/// An authority that was given another key under its old name has lists of both, and the library knows them by their issuer's name
+/// alone (RFC 5280 section 6.3.3 has the key as well). It still verifies the signature of the list that it takes.
+fn own_first(lists: &mut [List<'_>], authorities: TrustFile<'_>, chain: Chain<'_>) {
+    let authorities: Vec<_> = CertificateDer::pem_slice_iter(authorities.bytes)
+        .flatten()
+        .collect();
+    let parse = |der| x509_parser::parse_x509_certificate(der).ok();
+    let chain: Vec<_> = chain.iter().take(LONGEST_CHAIN).copied().collect();
+    let has_signed = |signer: &X509Certificate<'_>| {
+        chain.iter().any(|der| {
+            parse(der).is_some_and(|(_, own)| own.issuer() == signer.subject())
+                && is_signed_by(der, signer)
+        })
+    };
+    let signers: Vec<_> = authorities
+        .iter()
+        .map(AsRef::as_ref)
+        .chain(chain.iter().copied())
+        .filter_map(|der| parse(der).map(|(_, signer)| signer))
+        .filter(has_signed)
+        .collect();
+    lists.sort_by_cached_key(|list| {
+        let is_own = signers.iter().any(|signer| {
+            signer.subject().as_raw() == list.issuer && is_signed_by(&list.der, signer)
+        });
+        !is_own
+    });
+}
+
+fn is_signed_by(der: &[u8], signer: &X509Certificate<'_>) -> bool {
+    Signed::read(der).is_some_and(|signed| signed.is_signed_by(signer))
+}
+
 /// The lists in a file: any number in PEM form, or one in DER, which is how authorities publish them (RFC 5280 section 5).
 fn parse_lists(file: TrustFile<'_>) -> Result<Vec<Cow<'_, [u8]>>, Error> {
     const SEQUENCE: u8 = 0x30;
@@ -334,15 +444,12 @@ fn list_fault(file: TrustFile<'_>, why: impl std::fmt::Display) -> Error {
 mod tests {
     use std::time::Duration;
 
+    use super::*;
     use rcgen::{
         BasicConstraints, Certificate, CertificateParams, CertificateRevocationListParams, DnType,
         ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams,
         date_time_ymd,
     };
-    use rustls::CertificateError;
-    use rustls::pki_types::UnixTime;
-
-    use super::*;
 
     /// 2026-06-01; what is made here is valid from 2026-01-01 to 2027-01-01, revocation lists to 2026-07-01.
     const NOW: i64 = 1_780_272_000;
@@ -363,10 +470,18 @@ mod tests {
     }
 
     fn authority(name: &str, serial: u64, issuer: Option<&Authority>) -> Authority {
+        authority_with(KeyPair::generate().unwrap(), name, serial, issuer)
+    }
+
+    fn authority_with(
+        key: KeyPair,
+        name: &str,
+        serial: u64,
+        issuer: Option<&Authority>,
+    ) -> Authority {
         let mut params = params(name, serial);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        let key = KeyPair::generate().unwrap();
         let certificate = match issuer {
             Some(issuer) => params.signed_by(&key, &issuer.certificate, &issuer.key),
             None => params.self_signed(&key),
@@ -433,9 +548,16 @@ mod tests {
     ) -> Result<Arc<dyn ClientCertVerifier>, String> {
         let lists: Vec<_> = lists.iter().map(|bytes| file("crl", bytes)).collect();
         let authorities = file("ca", authorities.as_bytes());
-        verifier(authorities, &lists, ClientDemand::Require, &provider(), NOW)
-            .map(|verifier| verifier.inner)
-            .map_err(|error| error.to_string())
+        verifier(
+            authorities,
+            &lists,
+            ClientDemand::Require,
+            &provider(),
+            NOW,
+            &[],
+        )
+        .map(|verifier| verifier.inner)
+        .map_err(|error| error.to_string())
     }
 
     fn verdict(
@@ -554,6 +676,96 @@ mod tests {
     }
 
     #[test]
+    fn of_two_authorities_of_one_name_each_has_its_own_list() {
+        // With a key of another kind, the library has another word for a signature that is not of it.
+        for algorithm in [&rcgen::PKCS_ECDSA_P256_SHA256, &rcgen::PKCS_ED25519] {
+            lists_of_namesakes(KeyPair::generate_for(algorithm).unwrap());
+        }
+    }
+
+    /// For an authority that was given this key under its old name.
+    fn lists_of_namesakes(key: KeyPair) {
+        let old = authority("Root", 1, None);
+        let new = authority_with(key, "Root", 2, None);
+        let foreign = authority("Root", 3, None);
+        let usage = ExtendedKeyUsagePurpose::ClientAuth;
+        let [old_client, new_client, forged] =
+            [&old, &new, &foreign].map(|one| one.client(10, usage.clone()));
+        let middle = authority("middle", 11, Some(&old));
+        let below = middle.client(12, usage);
+        let (good, revoked) = ([].as_slice(), [10].as_slice());
+        let newer = |revoked| new.list_of((2026, 5), (2026, 7), revoked);
+        let (of_old, of_new) = (old.list(good), newer(good));
+        let (revoked_old, revoked_new) = (old.list(revoked), newer(revoked));
+        let (superseded, of_middle) = (old.list_of((2025, 12), (2026, 7), good), middle.list(&[]));
+        let revoked_middle = old.list(&[11]);
+        let pems = [&old, &new].map(|one| one.certificate.pem());
+        let bad = "Signature";
+        for (name, chain, lists, expected) in [
+            ("old", &[&old_client][..], &[&of_old, &of_new][..], ""),
+            ("new", &[&new_client], &[&of_old, &of_new], ""),
+            (
+                "old, revoked",
+                &[&old_client],
+                &[&revoked_old, &of_new],
+                "Revoked",
+            ),
+            (
+                "new, revoked",
+                &[&new_client],
+                &[&of_old, &revoked_new],
+                "Revoked",
+            ),
+            (
+                "old, revoked by its newer list",
+                &[&old_client],
+                &[&superseded, &revoked_old, &of_new],
+                "Revoked",
+            ),
+            ("old, without a list", &[&old_client], &[&of_new], bad),
+            ("new, without a list", &[&new_client], &[&of_old], bad),
+            ("forged", &[&forged], &[&of_old, &of_new], bad),
+            (
+                "below old",
+                &[&below, middle.certificate.der()],
+                &[&of_middle, &of_old, &of_new],
+                "",
+            ),
+            (
+                "below old, revoked between",
+                &[&below, middle.certificate.der()],
+                &[&of_middle, &revoked_middle, &of_new],
+                "Revoked",
+            ),
+        ] {
+            for pem in [pems.concat(), pems[1].clone() + &pems[0]] {
+                let lists: Vec<Vec<u8>> = lists.iter().map(|list| list.der().to_vec()).collect();
+                let make = move |now, chain: Chain<'_>| {
+                    let lists: Vec<_> = lists.iter().map(|bytes| file("crl", bytes)).collect();
+                    let (authorities, demand) = (file("ca", pem.as_bytes()), ClientDemand::Require);
+                    verifier(authorities, &lists, demand, &provider(), now, chain)
+                };
+                let examiner = Examiner::new(make, NOW).unwrap();
+                let now = UnixTime::since_unix_epoch(Duration::from_secs(NOW.unsigned_abs()));
+                let issuers: Vec<_> = chain[1..].iter().map(|one| (*one).clone()).collect();
+                // The second time the order of the first is there.
+                for _ in 0..2 {
+                    match examiner.examine(chain[0], &issuers, now) {
+                        Ok(_) => assert_eq!(expected, "", "{name}"),
+                        Err(error) => {
+                            let text = format!("{error:?}");
+                            assert!(
+                                !expected.is_empty() && text.contains(expected),
+                                "{name}: {text}"
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
     fn with_nothing_but_a_list_from_the_future_nobody_is_served() {
         let (ours, other) = (authority("ours", 1, None), authority("other", 2, None));
         let pem = ours.certificate.pem();
@@ -578,6 +790,7 @@ mod tests {
                 ClientDemand::Require,
                 &provider(),
                 now,
+                &[],
             )
         };
         assert!(at(july - SKEW).is_ok());
@@ -594,6 +807,7 @@ mod tests {
             ClientDemand::Request,
             &provider(),
             NOW,
+            &[],
         )
         .unwrap()
         .inner;
@@ -675,6 +889,7 @@ mod tests {
                 ClientDemand::Require,
                 &provider(),
                 NOW,
+                &[],
             );
             let text = error.err().unwrap().to_string();
             assert!(text.contains("'bad.crl'"), "{text}");
@@ -688,7 +903,14 @@ mod tests {
         let pem = old.certificate.pem();
         let verifier_at = |pem: &str, now| {
             let authorities = file("ca", pem.as_bytes());
-            verifier(authorities, &[], ClientDemand::Require, &provider(), now)
+            verifier(
+                authorities,
+                &[],
+                ClientDemand::Require,
+                &provider(),
+                now,
+                &[],
+            )
         };
         let text = verifier_at(&pem, of_2028).err().unwrap().to_string();
         assert!(
@@ -726,9 +948,16 @@ mod tests {
         });
         let clients = [&short, &long].map(|one| one.client(9, ExtendedKeyUsagePurpose::ClientAuth));
         let pem = short.certificate.pem() + &long.certificate.pem();
-        let make = move |now| {
+        let make = move |now, _: Chain<'_>| {
             let authorities = file("ca", pem.as_bytes());
-            verifier(authorities, &[], ClientDemand::Require, &provider(), now)
+            verifier(
+                authorities,
+                &[],
+                ClientDemand::Require,
+                &provider(),
+                now,
+                &[],
+            )
         };
         let examiner = Examiner::new(make, NOW).unwrap();
         for (days, accepted) in [

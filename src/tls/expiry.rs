@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
+use rustls::{DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
 
 use super::client_auth::Examiner;
 use super::now;
@@ -73,12 +73,7 @@ impl ClientCertVerifier for Noting {
         issuers: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        let seconds = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
-        let verifier = self
-            .examiner
-            .at(seconds)
-            .ok_or(CertificateError::UnknownIssuer)?;
-        let verified = verifier.verify_client_cert(own, issuers, now)?;
+        let verified = self.examiner.examine(own, issuers, now)?;
         // One that cannot be read, though it was verified, makes no tickets.
         let end = x509_parser::parse_x509_certificate(own)
             .map_or(i64::MIN, |(_, own)| own.validity().not_after.timestamp());

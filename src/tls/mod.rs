@@ -23,7 +23,7 @@ use rustls::server::{NoClientAuth, NoServerSessionStorage};
 use rustls::{AlertDescription, Error, HandshakeKind, ServerConfig};
 
 pub(crate) use client_auth::{
-    ClientDemand, Examiner, TrustFile, Verifier, binding as client_auth_binding,
+    Chain, ClientDemand, Examiner, TrustFile, Verifier, binding as client_auth_binding,
 };
 pub(crate) use client_identity::ClientIdentity;
 pub(crate) use facts::{FACTS_LENGTH, Facts};
@@ -103,17 +103,17 @@ fn now() -> i64 {
     clock::now().unwrap_or(i64::MAX)
 }
 
-/// Who examines client certificates, with what makes a verifier of the authorities that are good at a time.
+/// Who examines client certificates, with what makes a verifier of the authorities that are good at a time, for a client's chain.
 ///
 /// # Errors
 /// Its own.
 pub(crate) fn client_examiner(
-    make: impl Fn(i64) -> Result<Verifier, crate::error::Error> + Send + Sync + 'static,
+    make: impl Fn(i64, Chain<'_>) -> Result<Verifier, crate::error::Error> + Send + Sync + 'static,
 ) -> Result<Examiner, crate::error::Error> {
     Examiner::new(make, now())
 }
 
-/// A verifier of client certificates for a time, with the same cryptography as all the rest.
+/// A verifier of client certificates for a time, and for a client's chain if one is known, with the same cryptography as all the rest.
 ///
 /// # Errors
 /// `Setup`, naming file and option.
@@ -122,8 +122,10 @@ pub(crate) fn client_verifier(
     revocations: &[TrustFile<'_>],
     demand: ClientDemand,
     now: i64,
+    chain: Chain<'_>,
 ) -> Result<Verifier, crate::error::Error> {
-    client_auth::verifier(authorities, revocations, demand, &Arc::new(provider()), now)
+    let provider = Arc::new(provider());
+    client_auth::verifier(authorities, revocations, demand, &provider, now, chain)
 }
 
 /// Has the provider find out what the processor can do, which it does at the first digest and remembers across fork(2).

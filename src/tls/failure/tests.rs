@@ -149,7 +149,7 @@ fn server(pair: &Pair, trusted: &rcgen::Certificate) -> (Arc<Resolver>, ServerCo
                 bytes: pem.as_bytes(),
             };
             let now = i64::try_from(UnixTime::now().as_secs()).unwrap();
-            let verifier = verifier(authorities, &[], demand, &provider, now);
+            let verifier = verifier(authorities, &[], demand, &provider, now, &[]);
             builder.with_client_cert_verifier(verifier.unwrap().inner)
         }
         None => builder.with_no_client_auth(),
