@@ -5,6 +5,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 /// By how much the clocks of those who date what we read may be ahead of ours, in seconds.
 pub(crate) const SKEW: i64 = 300;
 
+/// A day, in seconds.
+pub(crate) const DAY: i64 = 86_400;
+
+/// Below this, a certificate should have been renewed (they are, at a third of 90 days).
+pub(crate) const RENEWAL_DAYS: i64 = 30;
+
 /// Seconds since 1970.
 ///
 /// # Errors

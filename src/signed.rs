@@ -1,8 +1,10 @@
 //! What is signed in DER (X.509, RFC 6960): taken apart, and its signature verified, with the reader that x509-parser stands on.
 
 use rustls::crypto::ring::default_provider;
+use rustls::pki_types::SignatureVerificationAlgorithm;
 use x509_parser::asn1_rs::{Any, Class, FromDer as _, Tag};
 use x509_parser::certificate::X509Certificate;
+use x509_parser::public_key::PublicKey;
 
 /// What certificates, revocation lists and OCSP responses have in common: something, and a signature over it.
 pub(crate) struct Signed<'a> {
@@ -31,24 +33,62 @@ impl<'a> Signed<'a> {
 
     /// Whether the signature is of this certificate's key. What the certificate is for, and its name, is not looked at.
     pub(crate) fn is_signed_by(&self, signer: &X509Certificate<'_>) -> bool {
+        self.verify(signer) == Signature::Good
+    }
+
+    /// The same, for whom it makes a difference why not.
+    pub(crate) fn verify(&self, signer: &X509Certificate<'_>) -> Signature {
         let mut key = signer.public_key().raw;
         let key = universal(&mut key, Tag::Sequence).and_then(|mut key| {
             let algorithm = universal(&mut key, Tag::Sequence)?;
             Some((algorithm, bits(&mut key)?))
         });
         let Some((key_algorithm, key)) = key else {
-            return false;
+            return Signature::Bad;
         };
         let algorithms = default_provider().signature_verification_algorithms.all;
-        let mut fitting = algorithms.iter().filter(|algorithm| {
-            algorithm.signature_alg_id().as_ref() == self.algorithm
-                && algorithm.public_key_alg_id().as_ref() == key_algorithm
-        });
-        fitting.any(|algorithm| {
-            algorithm
-                .verify_signature(key, self.content.whole, self.signature)
-                .is_ok()
-        })
+        let of_key = |algorithm: &dyn SignatureVerificationAlgorithm| {
+            algorithm.public_key_alg_id().as_ref() == key_algorithm
+        };
+        let mut known = algorithms
+            .iter()
+            .filter(|algorithm| algorithm.signature_alg_id().as_ref() == self.algorithm)
+            .peekable();
+        if known.peek().is_none()
+            || !algorithms.iter().any(|algorithm| of_key(*algorithm))
+            || is_of_odd_length(signer)
+        {
+            return Signature::Unknown;
+        }
+        let is_good = known
+            .filter(|algorithm| of_key(**algorithm))
+            .any(|algorithm| {
+                algorithm
+                    .verify_signature(key, self.content.whole, self.signature)
+                    .is_ok()
+            });
+        if is_good {
+            Signature::Good
+        } else {
+            Signature::Bad
+        }
+    }
+}
+
+/// How a signature was found to be.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Signature {
+    Bad,
+    Good,
+    /// Of an algorithm or a key that our library does not have, and another may.
+    Unknown,
+}
+
+/// Whether it is an RSA key, and shorter or longer than those that the library takes.
+fn is_of_odd_length(signer: &X509Certificate<'_>) -> bool {
+    match signer.public_key().parsed() {
+        Ok(PublicKey::RSA(key)) => !(2048..=8192).contains(&key.key_size()),
+        _ => false,
     }
 }
 

@@ -1,25 +1,19 @@
-//! The files: key, certificate, chain; read and parsed by the keeper itself.
+//! The files of keys and certificates, read and parsed by the keeper itself.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
-use x509_parser::certificate::X509Certificate;
-use x509_parser::extensions::GeneralName;
-
+use super::chain::check_chain;
 use super::{Found, Level, Report, plan};
 use crate::cli::{CommonOptions, Options};
 use crate::clock;
 use crate::error::{Error, reason};
 use crate::host_name::HostName;
 use crate::keeper::{CHAIN_FILE, KEY_FILE, KeeperClient, Offer};
-use crate::log::Escaped;
 use crate::setup::{set_up_tls, start_own_keeper};
 use crate::tls::Certified;
 use crate::trust::Trust;
-
-/// Below this, a certificate should have been renewed (they are, at a third of 90 days).
-const RENEWAL_DAYS: i64 = 30;
 
 /// What a connection gets: certificates from the keeper that it would have, and TLS with them.
 pub(super) fn check_tls(report: &mut Report, options: &Options, found: Option<&Found<'_>>) {
@@ -134,17 +128,7 @@ fn check_all(report: &mut Report, certificates: &[Certified], names: impl Iterat
 }
 
 fn check_certified(report: &mut Report, certified: &Certified) {
-    let mut chain = Vec::new();
-    for der in &certified.key.cert {
-        match x509_parser::parse_x509_certificate(der) {
-            Ok((_, parsed)) => chain.push(parsed),
-            Err(error) => {
-                let text = format!("a certificate is malformed: {error}");
-                return report.add(Level::Error, "certificate chain", text);
-            }
-        }
-    }
-    check_chain(report, &chain);
+    check_chain(report, &certified.key.cert, clock::now().unwrap_or(0));
     if certified.key.ocsp.is_some() {
         report.add(Level::Ok, "OCSP response", "it is fresh, so it is stapled");
     }
@@ -227,105 +211,5 @@ fn check_key_file(report: &mut Report, path: &Path, found: Option<&Found<'_>>) {
                 "gid {group} can read it too (mode {mode:04o}): chmod 600 it unless that is meant"
             ),
         );
-    }
-}
-
-fn check_chain(report: &mut Report, chain: &[X509Certificate<'_>]) {
-    let Some(own) = chain.first() else { return };
-    let now = clock::now().unwrap_or(0);
-    let days = (own.validity().not_after.timestamp() - now) / 86_400;
-    let (level, advice) = if days < RENEWAL_DAYS {
-        (Level::Warning, ": renew it")
-    } else {
-        (Level::Ok, "")
-    };
-    report.add(
-        level,
-        "certificate",
-        format!(
-            "valid for {days} more days, until {}{advice}",
-            own.validity().not_after
-        ),
-    );
-    let names = names(own);
-    if names.is_empty() {
-        report.add(
-            Level::Warning,
-            "certificate",
-            "it has no subjectAltName, so no client of today accepts it: have one made for the server's name",
-        );
-    } else {
-        report.add(
-            Level::Ok,
-            "certificate",
-            format!("it is for {}", names.join(", ")),
-        );
-    }
-    let gap = chain
-        .iter()
-        .zip(chain.iter().skip(1))
-        .find(|(one, next)| one.issuer() != next.subject());
-    if let Some((one, next)) = gap {
-        report.add(
-            Level::Error,
-            "certificate chain",
-            format!(
-                "'{}' was issued by '{}', but '{}' follows: put our own first, then each one's issuer",
-                one.subject(),
-                one.issuer(),
-                next.subject()
-            ),
-        );
-        return;
-    }
-    match (chain.len(), own.issuer() == own.subject()) {
-        (_, true) => report.add(
-            Level::Warning,
-            "certificate chain",
-            "it is self-signed, so clients accept it only where they were told to: have one issued",
-        ),
-        (1, false) => report.add(
-            Level::Warning,
-            "certificate chain",
-            format!(
-                "only our own certificate is in the file: unless '{}' is a root, clients miss its issuer (use fullchain.pem)",
-                own.issuer()
-            ),
-        ),
-        (_, false) => report.add(Level::Ok, "certificate chain", "in order"),
-    }
-}
-
-fn names(certificate: &X509Certificate<'_>) -> Vec<String> {
-    let Ok(Some(extension)) = certificate.subject_alternative_name() else {
-        return Vec::new();
-    };
-    let names = extension
-        .value
-        .general_names
-        .iter()
-        .filter_map(|name| match name {
-            GeneralName::DNSName(name) => Some(Escaped(name.as_bytes()).to_string()),
-            GeneralName::IPAddress(bytes) => address(bytes),
-            _ => None,
-        });
-    names.collect()
-}
-
-fn address(bytes: &[u8]) -> Option<String> {
-    let v4 = <[u8; 4]>::try_from(bytes).map(|octets| std::net::Ipv4Addr::from(octets).to_string());
-    let v6 = <[u8; 16]>::try_from(bytes).map(|octets| std::net::Ipv6Addr::from(octets).to_string());
-    v4.or(v6).ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn addresses_are_written_as_text() {
-        assert_eq!(address(&[127, 0, 0, 1]).as_deref(), Some("127.0.0.1"));
-        assert_eq!(address(&[0; 16]).as_deref(), Some("::"));
-        assert_eq!(address(&[1, 2, 3]), None);
     }
 }

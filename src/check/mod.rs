@@ -4,6 +4,7 @@
 //! sandbox is entered, by the same code.
 
 mod backend;
+mod chain;
 mod connect;
 mod keys;
 mod machine;

@@ -133,6 +133,33 @@ const ADVICE: &[Advice] = &[
         &["it has no subjectAltName"],
     ),
     (
+        "a certificate that is not for servers",
+        "error",
+        |test, program| {
+            let pki = Pki::make(&test.path("pki"), Key::P256, |params| {
+                params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth];
+            });
+            program.pki(&pki)
+        },
+        &["certificate: it is not for servers (no serverAuth"],
+    ),
+    (
+        "a chain whose next certificate has another key than the issuer",
+        "error",
+        |test, program| {
+            let namesake = Authority::make(&test.path("namesake"), "imap-tls test CA");
+            let read = |path| std::fs::read_to_string(path).unwrap();
+            let chain = test.path("chain.pem");
+            write_file(
+                &chain,
+                read(&Pki::of(Key::P256).cert) + &read(&namesake.file),
+                0o644,
+            );
+            program.option("--cert", chain)
+        },
+        &["certificate chain:", "is not signed with the key of the"],
+    ),
+    (
         "a chain without its issuer",
         "warning",
         |_, program| program,

@@ -1,0 +1,356 @@
+//! A certificate and its chain, as those see them who have to accept it.
+
+use rustls::pki_types::CertificateDer;
+use x509_parser::certificate::X509Certificate;
+use x509_parser::extensions::GeneralName;
+
+use super::{Level, Report};
+use crate::clock::{DAY, RENEWAL_DAYS};
+use crate::log::Escaped;
+use crate::signed::{Signature, Signed};
+
+const CERTIFICATE: &str = "certificate";
+const CHAIN: &str = "certificate chain";
+
+/// What every client refuses is an error, what some refuse or what looks odd a warning.
+pub(super) fn check_chain(report: &mut Report, chain: &[CertificateDer<'_>], now: i64) {
+    let mut links = Vec::new();
+    for der in chain {
+        match x509_parser::parse_x509_certificate(der) {
+            Ok((_, parsed)) => links.push(Link { der, parsed }),
+            Err(error) => {
+                let text = format!("a certificate is malformed: {error}");
+                return report.add(Level::Error, CHAIN, text);
+            }
+        }
+    }
+    let Some((own, issuers)) = links.split_first() else {
+        return;
+    };
+    check_own(report, &own.parsed, now);
+    check_issuers(report, own, issuers, now);
+}
+
+/// One certificate of the chain.
+struct Link<'a> {
+    der: &'a [u8],
+    parsed: X509Certificate<'a>,
+}
+
+fn check_own(report: &mut Report, own: &X509Certificate<'_>, now: i64) {
+    let days = (own.validity().not_after.timestamp() - now) / DAY;
+    let (level, advice) = if days < RENEWAL_DAYS {
+        (Level::Warning, ": renew it")
+    } else {
+        (Level::Ok, "")
+    };
+    report.add(
+        level,
+        CERTIFICATE,
+        format!(
+            "valid for {days} more days, until {}{advice}",
+            own.validity().not_after
+        ),
+    );
+    let names = names(own);
+    if names.is_empty() {
+        report.add(
+            Level::Warning,
+            CERTIFICATE,
+            "it has no subjectAltName, so no client of today accepts it: have one made for the server's name",
+        );
+    } else {
+        report.add(
+            Level::Ok,
+            CERTIFICATE,
+            format!("it is for {}", names.join(", ")),
+        );
+    }
+    // RFC 5280 section 4.2.1.12: without the extension it is for everything.
+    match own.extended_key_usage() {
+        Ok(Some(usage)) if usage.value.server_auth => {}
+        Ok(Some(usage)) if usage.value.any => report.add(
+            Level::Warning,
+            CERTIFICATE,
+            "it is for any use and not for servers by name (serverAuth in extendedKeyUsage), which not every client accepts",
+        ),
+        Ok(Some(_)) => report.add(
+            Level::Error,
+            CERTIFICATE,
+            "it is not for servers (no serverAuth in its extendedKeyUsage), so no client accepts it: have one issued that is",
+        ),
+        Ok(None) | Err(_) => {}
+    }
+}
+
+fn check_issuers(report: &mut Report, own: &Link<'_>, issuers: &[Link<'_>], now: i64) {
+    let mut is_good = true;
+    let mut one = own;
+    for next in issuers {
+        let fault = fault_between(one, next)
+            .map(|text| (Level::Error, text))
+            .or_else(|| fault_of_issuer(&next.parsed, now));
+        if let Some((level, text)) = fault {
+            report.add(level, CHAIN, text);
+            is_good = false;
+        }
+        if one.parsed.issuer() != next.parsed.subject() {
+            // What follows is out of order, too.
+            return;
+        }
+        one = next;
+    }
+    let own = &own.parsed;
+    match (issuers.is_empty(), own.issuer() == own.subject()) {
+        (_, true) => report.add(
+            Level::Warning,
+            CHAIN,
+            "it is self-signed, so clients accept it only where they were told to: have one issued",
+        ),
+        (true, false) => report.add(
+            Level::Warning,
+            CHAIN,
+            format!(
+                "only our own certificate is in the file: unless '{}' is a root, clients miss its issuer (use fullchain.pem)",
+                own.issuer()
+            ),
+        ),
+        (false, false) if is_good => report.add(Level::Ok, CHAIN, "in order"),
+        (false, false) => {}
+    }
+}
+
+/// Why `next` cannot be the issuer of `one`.
+fn fault_between(one: &Link<'_>, next: &Link<'_>) -> Option<String> {
+    let (subject, issuer) = (one.parsed.subject(), next.parsed.subject());
+    if one.parsed.issuer() != issuer {
+        return Some(format!(
+            "'{subject}' was issued by '{}', but '{issuer}' follows: put our own first, then each one's issuer",
+            one.parsed.issuer()
+        ));
+    }
+    let signature = Signed::read(one.der).map(|signed| signed.verify(&next.parsed));
+    (signature == Some(Signature::Bad)).then(|| {
+        format!(
+            "'{subject}' is not signed with the key of the '{issuer}' that follows: put the issuer of that name there whose key it is"
+        )
+    })
+}
+
+/// What is wrong with a certificate that others are issued by.
+fn fault_of_issuer(issuer: &X509Certificate<'_>, now: i64) -> Option<(Level, String)> {
+    let (subject, validity) = (issuer.subject(), issuer.validity());
+    // Clients have it already, or do not trust it, and go by what they have.
+    if subject == issuer.issuer() {
+        let is_over = validity.not_after.timestamp() < now;
+        let end = if is_over { " that has expired" } else { "" };
+        let text = format!(
+            "'{subject}' is a root{end}, and clients that trust it have it already: leave it out, unless DANE (DANE-TA) demands it"
+        );
+        return Some((Level::Warning, text));
+    }
+    let (from, until) = (validity.not_before, validity.not_after);
+    let days = (until.timestamp() - now) / DAY;
+    if !issuer.is_ca() {
+        let text = format!("'{subject}' is not an authority (no CA:TRUE in its basicConstraints)");
+        Some((Level::Error, text))
+    } else if until.timestamp() < now {
+        let text = format!("'{subject}' expired on {until}: put its successor there");
+        Some((Level::Error, text))
+    } else if from.timestamp() > now {
+        let text = format!("'{subject}' is not valid before {from}");
+        Some((Level::Error, text))
+    } else if days < RENEWAL_DAYS {
+        let text = format!("'{subject}' is valid for {days} more days, until {until}");
+        Some((Level::Warning, text))
+    } else {
+        None
+    }
+}
+
+fn names(certificate: &X509Certificate<'_>) -> Vec<String> {
+    let Ok(Some(extension)) = certificate.subject_alternative_name() else {
+        return Vec::new();
+    };
+    let names = extension
+        .value
+        .general_names
+        .iter()
+        .filter_map(|name| match name {
+            GeneralName::DNSName(name) => Some(Escaped(name.as_bytes()).to_string()),
+            GeneralName::IPAddress(bytes) => address(bytes),
+            _ => None,
+        });
+    names.collect()
+}
+
+fn address(bytes: &[u8]) -> Option<String> {
+    let v4 = <[u8; 4]>::try_from(bytes).map(|octets| std::net::Ipv4Addr::from(octets).to_string());
+    let v6 = <[u8; 16]>::try_from(bytes).map(|octets| std::net::Ipv6Addr::from(octets).to_string());
+    v4.or(v6).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{
+        BasicConstraints, Certificate, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa,
+        KeyPair, date_time_ymd,
+    };
+
+    use super::super::Format;
+    use super::*;
+
+    /// 2026-06-01.
+    const NOW: i64 = 1_780_272_000;
+
+    struct Holder {
+        certificate: Certificate,
+        key: KeyPair,
+    }
+
+    fn holder(
+        name: &str,
+        issuer: Option<&Holder>,
+        change: impl Fn(&mut CertificateParams),
+    ) -> Holder {
+        let mut params = CertificateParams::new(vec!["mail.example".to_owned()]).unwrap();
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.not_before = date_time_ymd(2026, 1, 1);
+        params.not_after = date_time_ymd(2027, 1, 1);
+        change(&mut params);
+        let key = KeyPair::generate().unwrap();
+        let certificate = match issuer {
+            Some(issuer) => params.signed_by(&key, &issuer.certificate, &issuer.key),
+            None => params.self_signed(&key),
+        };
+        Holder {
+            certificate: certificate.unwrap(),
+            key,
+        }
+    }
+
+    fn authority(params: &mut CertificateParams) {
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    }
+
+    /// All but the praise.
+    fn found(chain: &[&Holder]) -> String {
+        let chain: Vec<_> = chain
+            .iter()
+            .map(|one| one.certificate.der().clone())
+            .collect();
+        let mut report = Report::default();
+        check_chain(&mut report, &chain, NOW);
+        let text = report.write(Format::Text);
+        let lines: Vec<_> = text
+            .lines()
+            .filter(|line| !line.starts_with("ok: "))
+            .collect();
+        assert_eq!(
+            text.contains("ok: certificate chain: in order"),
+            chain.len() > 1 && !lines.iter().any(|line| line.contains("chain")),
+            "{text}"
+        );
+        lines.join("\n")
+    }
+
+    #[test]
+    fn a_chain_that_clients_refuse_is_not_in_order() {
+        let root = holder("root", None, authority);
+        let until = |(year, month)| {
+            move |params: &mut CertificateParams| {
+                authority(params);
+                params.not_before = date_time_ymd(2025, 1, 1);
+                params.not_after = date_time_ymd(year, month, 1);
+            }
+        };
+        let good = holder("between", Some(&root), authority);
+        let namesake = holder("between", Some(&root), authority);
+        let expired = holder("between", Some(&root), until((2026, 5)));
+        let due = holder("between", Some(&root), until((2026, 6)));
+        let plain = holder("between", Some(&root), |_| {});
+        let early = holder("between", Some(&root), |params| {
+            authority(params);
+            params.not_before = date_time_ymd(2026, 7, 1);
+        });
+        let old_root = holder("old root", None, until((2026, 5)));
+        let of = |issuer: &Holder| holder("mail", Some(issuer), |_| {});
+        let error = "error: certificate chain: ";
+        let warning = "warning: certificate chain: ";
+        for (chain, expected) in [
+            (&[&of(&good), &good][..], String::new()),
+            (
+                &[&of(&good), &namesake],
+                format!(
+                    "{error}'CN=mail' is not signed with the key of the 'CN=between' that follows"
+                ),
+            ),
+            (
+                &[&of(&expired), &expired],
+                format!("{error}'CN=between' expired on May  1 00:00:00 2026"),
+            ),
+            (
+                &[&of(&due), &due],
+                format!("{warning}'CN=between' is valid for 0 more days"),
+            ),
+            (
+                &[&of(&early), &early],
+                format!("{error}'CN=between' is not valid before Jul  1"),
+            ),
+            (
+                &[&of(&plain), &plain],
+                format!("{error}'CN=between' is not an authority"),
+            ),
+            (
+                &[&of(&good), &good, &root],
+                format!("{warning}'CN=root' is a root, and"),
+            ),
+            (
+                &[&of(&old_root), &old_root],
+                format!("{warning}'CN=old root' is a root that has expired"),
+            ),
+            (
+                &[&of(&good), &root, &good],
+                format!("{error}'CN=mail' was issued by 'CN=between', but 'CN=root' follows"),
+            ),
+            (
+                &[&of(&root)],
+                format!("{warning}only our own certificate is in the file"),
+            ),
+            (&[&root], format!("{warning}it is self-signed")),
+        ] {
+            let text = found(chain);
+            assert!(text.starts_with(&expected), "{expected}: {text}");
+            assert_eq!(text.is_empty(), expected.is_empty(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_certificate_that_is_not_for_servers_is_refused() {
+        use ExtendedKeyUsagePurpose::{Any, ClientAuth, ServerAuth};
+        let root = holder("root", None, authority);
+        let between = holder("between", Some(&root), authority);
+        for (usages, expected) in [
+            (&[][..], ""),
+            (&[ServerAuth], ""),
+            (&[ClientAuth, ServerAuth], ""),
+            (&[Any], "warning: certificate: it is for any use"),
+            (&[ClientAuth], "error: certificate: it is not for servers"),
+        ] {
+            let own = holder("mail", Some(&between), |params| {
+                params.extended_key_usages = usages.to_vec();
+            });
+            let text = found(&[&own, &between]);
+            assert!(text.starts_with(expected), "{usages:?}: {text}");
+            assert_eq!(text.is_empty(), expected.is_empty(), "{text}");
+        }
+    }
+
+    #[test]
+    fn addresses_are_written_as_text() {
+        assert_eq!(address(&[127, 0, 0, 1]).as_deref(), Some("127.0.0.1"));
+        assert_eq!(address(&[0; 16]).as_deref(), Some("::"));
+        assert_eq!(address(&[1, 2, 3]), None);
+    }
+}
