@@ -76,6 +76,9 @@ impl Common {
             log.warning(warning);
         }
         let tls = set_up_tls(&options, offer, trust.as_ref())?;
+        for concern in trust.iter().flat_map(Trust::concerns) {
+            log.warning(concern);
+        }
         Ok(Self {
             backend,
             keeper,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::cli::Options;
 use crate::error::Error;
 use crate::files::{FILE_LIMIT, Place, any_mode, read};
-use crate::tls::{self, ClientDemand, Examiner, TrustFile};
+use crate::tls::{self, ClientDemand, Concern, Examiner, TrustFile};
 
 /// `--client-ca` and `--client-crl`, unparsed.
 #[derive(Clone, Debug)]
@@ -72,6 +72,11 @@ impl Trust {
             let (authorities, revocations) = (file(&files.authorities), files.revocations());
             tls::client_verifier(authorities, &revocations, files.demand, now, chain)
         })
+    }
+
+    /// What is wrong with the files, though they can be used.
+    pub(crate) fn concerns(&self) -> Vec<Concern> {
+        tls::client_concerns(file(&self.0.authorities), &self.0.revocations())
     }
 }
 

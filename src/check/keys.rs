@@ -15,11 +15,13 @@ use crate::setup::{set_up_tls, start_own_keeper};
 use crate::tls::Certified;
 use crate::trust::Trust;
 
+const CLIENTS: &str = "client certificates";
+
 /// What a connection gets: certificates from the keeper that it would have, and TLS with them.
 pub(super) fn check_tls(report: &mut Report, options: &Options, found: Option<&Found<'_>>) {
     let trust = match Trust::read(options) {
         Ok(trust) => trust,
-        Err(error) => return report.add(Level::Error, "client certificates", error),
+        Err(error) => return report.add(Level::Error, CLIENTS, error),
     };
     let offer = match &options.common.keeper {
         Some(path) => check_service(report, path),
@@ -27,9 +29,20 @@ pub(super) fn check_tls(report: &mut Report, options: &Options, found: Option<&F
     };
     let Some(offer) = offer else { return };
     let tls = set_up_tls(options, offer, trust.as_ref());
-    report.take("TLS", tls, |_| {
+    let tls = report.take("TLS", tls, |_| {
         "can be set up with these options".to_owned()
     });
+    if tls.is_none() {
+        return;
+    }
+    for concern in trust.iter().flat_map(Trust::concerns) {
+        let level = if concern.is_fatal {
+            Level::Error
+        } else {
+            Level::Warning
+        };
+        report.add(level, CLIENTS, concern);
+    }
 }
 
 /// The keeper service, which has looked at the files.

@@ -280,7 +280,7 @@ fn roots(file: TrustFile<'_>, now: i64) -> Result<(RootCertStore, i64), Error> {
 /// outer `Err`).
 ///
 /// One that is no authority's must not: whoever holds its key could certify anybody.
-fn check_authority(certificate: &[u8], now: i64) -> Result<Result<i64, String>, String> {
+pub(super) fn check_authority(certificate: &[u8], now: i64) -> Result<Result<i64, String>, String> {
     let (_, parsed) = x509_parser::parse_x509_certificate(certificate)
         .map_err(|error| format!("malformed: {error}"))?;
     let validity = parsed.validity();
@@ -303,13 +303,13 @@ fn check_authority(certificate: &[u8], now: i64) -> Result<Result<i64, String>, 
 }
 
 /// A revocation list, and what the library does not look at.
-struct List<'a> {
+pub(super) struct List<'a> {
     der: Cow<'a, [u8]>,
-    file: TrustFile<'a>,
+    pub(super) file: TrustFile<'a>,
     /// As it is encoded.
-    issuer: Vec<u8>,
-    this_update: ASN1Time,
-    next_update: ASN1Time,
+    pub(super) issuer: Vec<u8>,
+    pub(super) this_update: ASN1Time,
+    pub(super) next_update: ASN1Time,
 }
 
 impl<'a> List<'a> {
@@ -334,6 +334,11 @@ impl<'a> List<'a> {
             der,
         })
     }
+
+    /// Whether this authority, and none that only has its name, has signed it.
+    pub(super) fn is_of(&self, authority: &X509Certificate<'_>) -> bool {
+        authority.subject().as_raw() == self.issuer && is_signed_by(&self.der, authority)
+    }
 }
 
 /// The lists as the library is to be given them: it takes the first that is of a certificate's issuer, looks at no other, and
@@ -341,7 +346,7 @@ impl<'a> List<'a> {
 ///
 /// So the newest comes first, or a certificate that it revokes would be good by an older one; and one from the future does not
 /// stand in the way of those that are in force.
-fn newest_first<'a>(files: &[TrustFile<'a>], now: i64) -> Result<Vec<List<'a>>, Error> {
+pub(super) fn newest_first<'a>(files: &[TrustFile<'a>], now: i64) -> Result<Vec<List<'a>>, Error> {
     let mut lists = Vec::new();
     for file in files {
         for der in parse_lists(*file)? {
@@ -395,12 +400,7 @@ fn own_first(lists: &mut [List<'_>], authorities: TrustFile<'_>, chain: Chain<'_
         .filter_map(|der| parse(der).map(|(_, signer)| signer))
         .filter(has_signed)
         .collect();
-    lists.sort_by_cached_key(|list| {
-        let is_own = signers.iter().any(|signer| {
-            signer.subject().as_raw() == list.issuer && is_signed_by(&list.der, signer)
-        });
-        !is_own
-    });
+    lists.sort_by_cached_key(|list| !signers.iter().any(|signer| list.is_of(signer)));
 }
 
 fn is_signed_by(der: &[u8], signer: &X509Certificate<'_>) -> bool {
@@ -441,7 +441,7 @@ fn list_fault(file: TrustFile<'_>, why: impl std::fmt::Display) -> Error {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::time::Duration;
 
     use super::*;
@@ -452,15 +452,15 @@ mod tests {
     };
 
     /// 2026-06-01; what is made here is valid from 2026-01-01 to 2027-01-01, revocation lists to 2026-07-01.
-    const NOW: i64 = 1_780_272_000;
-    const DAY: i64 = 86_400;
+    pub(in crate::tls) const NOW: i64 = 1_780_272_000;
+    pub(in crate::tls) const DAY: i64 = 86_400;
 
-    struct Authority {
-        certificate: Certificate,
+    pub(in crate::tls) struct Authority {
+        pub(in crate::tls) certificate: Certificate,
         key: KeyPair,
     }
 
-    fn params(name: &str, serial: u64) -> CertificateParams {
+    pub(in crate::tls) fn params(name: &str, serial: u64) -> CertificateParams {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, name);
         params.serial_number = Some(serial.into());
@@ -469,7 +469,11 @@ mod tests {
         params
     }
 
-    fn authority(name: &str, serial: u64, issuer: Option<&Authority>) -> Authority {
+    pub(in crate::tls) fn authority(
+        name: &str,
+        serial: u64,
+        issuer: Option<&Authority>,
+    ) -> Authority {
         authority_with(KeyPair::generate().unwrap(), name, serial, issuer)
     }
 
@@ -503,12 +507,12 @@ mod tests {
             client.der().clone()
         }
 
-        fn list(&self, revoked: &[u64]) -> rcgen::CertificateRevocationList {
+        pub(in crate::tls) fn list(&self, revoked: &[u64]) -> rcgen::CertificateRevocationList {
             self.list_of((2026, 1), (2026, 7), revoked)
         }
 
         /// From the first of a month to the first of another.
-        fn list_of(
+        pub(in crate::tls) fn list_of(
             &self,
             this_update: (i32, u8),
             next_update: (i32, u8),
@@ -537,7 +541,7 @@ mod tests {
         Arc::new(rustls::crypto::ring::default_provider())
     }
 
-    fn file<'a>(name: &'a str, bytes: &'a [u8]) -> TrustFile<'a> {
+    pub(in crate::tls) fn file<'a>(name: &'a str, bytes: &'a [u8]) -> TrustFile<'a> {
         let path = Path::new(name);
         TrustFile { path, bytes }
     }

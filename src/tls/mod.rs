@@ -2,6 +2,7 @@
 
 mod alert;
 mod client_auth;
+mod client_concerns;
 mod client_identity;
 mod engine;
 mod expiry;
@@ -25,6 +26,7 @@ use rustls::{AlertDescription, Error, HandshakeKind, ServerConfig};
 pub(crate) use client_auth::{
     Chain, ClientDemand, Examiner, TrustFile, Verifier, binding as client_auth_binding,
 };
+pub(crate) use client_concerns::Concern;
 pub(crate) use client_identity::ClientIdentity;
 pub(crate) use facts::{FACTS_LENGTH, Facts};
 pub(crate) use resolver::{Certified, UnknownName};
@@ -126,6 +128,14 @@ pub(crate) fn client_verifier(
 ) -> Result<Verifier, crate::error::Error> {
     let provider = Arc::new(provider());
     client_auth::verifier(authorities, revocations, demand, &provider, now, chain)
+}
+
+/// What is wrong with files that client certificates can be examined with.
+pub(crate) fn client_concerns(
+    authorities: TrustFile<'_>,
+    revocations: &[TrustFile<'_>],
+) -> Vec<Concern> {
+    client_concerns::concerns(authorities, revocations, now())
 }
 
 /// Has the provider find out what the processor can do, which it does at the first digest and remembers across fork(2).

@@ -178,6 +178,48 @@ const ADVICE: &[Advice] = &[
         &["certificate chain:", "was issued by", "put our own first"],
     ),
     (
+        "a revocation list that has expired",
+        "error",
+        |test, program| {
+            let ca = Authority::make(&test.path("clients"), "client CA");
+            program
+                .option("--client-ca", &ca.file)
+                .option("--client-crl", ca.list(&[], -86_400))
+        },
+        &["client certificates: no client's certificate is accepted"],
+    ),
+    (
+        "a revocation list that is to be renewed soon",
+        "warning",
+        |test, program| {
+            let ca = Authority::make(&test.path("clients"), "client CA");
+            program
+                .option("--client-ca", &ca.file)
+                .option("--client-crl", ca.list(&[], 86_400))
+        },
+        &[
+            "client certificates: revocation list of 'CN=client CA'",
+            "it is to be renewed by",
+        ],
+    ),
+    (
+        "a revocation list of no authority",
+        "warning",
+        |test, program| {
+            let ca = Authority::make(&test.path("clients"), "client CA");
+            let foreign = Authority::make(&test.path("foreign"), "foreign CA");
+            let year = 365 * 86_400;
+            program
+                .option("--client-ca", &ca.file)
+                .option("--client-crl", ca.list(&[], year))
+                .also("--client-crl", foreign.list(&[], year))
+        },
+        &[
+            "client certificates: revocation list of 'CN=foreign CA'",
+            "no authority of --client-ca has signed it",
+        ],
+    ),
+    (
         "a key that its group can read",
         "warning",
         |test, program| {

@@ -58,6 +58,11 @@ pub fn tests() -> Vec<Trial> {
             no_user_of_certificate,
         ),
         test(
+            "client certificates: the listener says what is wrong with lists, once each time that it reads them",
+            &[Need::Root],
+            concerns,
+        ),
+        test(
             "client certificates: a resumed session knows the client",
             &[Need::Root],
             resumed,
@@ -701,6 +706,36 @@ fn resumed(test: &Test) {
         assert_eq!(identity.len(), 10, "{identity:?}");
         assert_eq!(identity, again, "{version}");
     }
+}
+
+fn concerns(test: &Test) {
+    let ca = authority(test);
+    let list = ca.list(&[], 86_400);
+    let program = Program::new(test)
+        .option("--client-ca", &ca.file)
+        .option("--client-crl", &list);
+    let words = "it is to be renewed by";
+    let server = Server::start(test, Superserver::Listener, &program);
+    for count in 1..3 {
+        server.connect().greeting();
+        eventually("it was said", || {
+            (server.log().matches(words).count() >= count).then_some(())
+        });
+        server.connect().greeting();
+        server.signal(libc::SIGHUP);
+        eventually("it is reloaded", || {
+            (server.log().matches("imap-tls: reloaded").count() == count).then_some(())
+        });
+        assert_eq!(server.log().matches(words).count(), count + 1);
+    }
+    let line = server.wait_log(words);
+    assert!(line.contains("(--client-crl)"), "{line}");
+    // Nobody is told for each connection.
+    let mut session = program.start();
+    session.client().greeting();
+    session.close_client();
+    session.session_line();
+    assert!(!session.log().contains(words), "{}", session.log());
 }
 
 fn changed_trust(test: &Test) {
