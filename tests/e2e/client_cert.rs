@@ -58,6 +58,11 @@ pub fn tests() -> Vec<Trial> {
             no_user_of_certificate,
         ),
         test(
+            "client certificates: of two authorities of one name each has its own list",
+            &[Need::Root],
+            namesakes,
+        ),
+        test(
             "client certificates: the listener says what is wrong with lists, once each time that it reads them",
             &[Need::Root],
             concerns,
@@ -705,6 +710,41 @@ fn resumed(test: &Test) {
         );
         assert_eq!(identity.len(), 10, "{identity:?}");
         assert_eq!(identity, again, "{version}");
+    }
+}
+
+/// An authority that was given another key.
+fn namesakes(test: &Test) {
+    let old = authority(test);
+    let new = Authority::make(&test.path("namesake"), "client CA");
+    let both = test.path("both.pem");
+    let read = |path| std::fs::read_to_string(path).unwrap();
+    write_file(&both, read(&new.file) + &read(&old.file), 0o644);
+    let issue = |ca: &Authority, serial: u64| {
+        ca.issue("alice", |params| params.serial_number = Some(serial.into()))
+    };
+    let clients = [
+        (issue(&old, 10), true),
+        (issue(&new, 10), true),
+        (issue(&old, 11), false),
+        (issue(&new, 12), false),
+    ];
+    let lists = [old.list(&[11], YEAR), new.list(&[12], YEAR)];
+    for [first, second] in [[0, 1], [1, 0]] {
+        for (client, is_good) in &clients {
+            let mut session = Program::new(test)
+                .option("--client-ca", &both)
+                .option("--client-crl", &lists[first])
+                .also("--client-crl", &lists[second])
+                .start();
+            let result = handshake(&mut session, "required", &config("1.3", Some(client)));
+            assert_eq!(result.is_ok(), *is_good, "{result:?}");
+            session.close_client();
+            if !is_good {
+                session.wait_log("handshake failed: the client's certificate is revoked");
+            }
+            session.session_line();
+        }
     }
 }
 
