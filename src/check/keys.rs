@@ -12,7 +12,7 @@ use crate::error::{Error, reason};
 use crate::host_name::HostName;
 use crate::keeper::{CHAIN_FILE, KEY_FILE, KeeperClient, Offer};
 use crate::setup::{set_up_tls, start_own_keeper};
-use crate::tls::Certified;
+use crate::tls::{Certified, Filed};
 use crate::trust::Trust;
 
 const CLIENTS: &str = "client certificates";
@@ -183,12 +183,12 @@ fn check_directory(
         count += 1;
         let ask = |offer: Offer| offer.keeper.certificate(&name.example());
         match ask_keeper(options, found, ask) {
-            Ok(Ok(Some(certified))) => {
+            Ok(Ok(Filed::Certificate(certified))) => {
                 report.labelled(Some(name.as_str()), |part| {
                     check_certified(part, &certified);
                 });
             }
-            Ok(Ok(None)) => {
+            Ok(Ok(Filed::Nothing | Filed::PassedOver(_))) => {
                 let text = format!("'{path}' holds no certificate for '{name}'");
                 report.add(Level::Warning, SUBJECT, text);
             }

@@ -116,6 +116,8 @@ pub enum Reply<'a> {
     Nothing,
     /// What was sealed in the ticket.
     Opened(&'a [u8]),
+    /// No certificate is filed under that name, and that of its domain cannot be read, which is in words for the log.
+    PassedOver(String),
     /// Not a request of a permitted form, or one too many.
     Refused,
     /// The ticket.
@@ -132,6 +134,7 @@ impl<'a> Reply<'a> {
     const SIGNED: u8 = 4;
     const NOTHING: u8 = 5;
     const FAULT: u8 = 6;
+    const PASSED_OVER: u8 = 7;
 
     /// The reply as bytes.
     pub fn encode(&self) -> Vec<u8> {
@@ -142,6 +145,7 @@ impl<'a> Reply<'a> {
             Self::Fault(text) => (Self::FAULT, text.as_bytes()),
             Self::Nothing => (Self::NOTHING, &[]),
             Self::Opened(session) => (Self::OPENED, session),
+            Self::PassedOver(text) => (Self::PASSED_OVER, text.as_bytes()),
             Self::Refused => (Self::REFUSED, &[]),
             Self::Sealed(ticket) => (Self::SEALED, ticket),
             Self::Signed(signature) => (Self::SIGNED, signature),
@@ -156,6 +160,9 @@ impl<'a> Reply<'a> {
             (&Self::NOTHING, []) => Some(Self::Nothing),
             (&Self::CERTIFICATE, holding) => Holding::decode(holding).map(Self::Certificate),
             (&Self::FAULT, text) => Some(Self::Fault(String::from_utf8_lossy(text).into_owned())),
+            (&Self::PASSED_OVER, text) => {
+                Some(Self::PassedOver(String::from_utf8_lossy(text).into_owned()))
+            }
             (_, []) => None,
             (&Self::OPENED, session) => Some(Self::Opened(session)),
             (&Self::SEALED, ticket) => Some(Self::Sealed(ticket)),
@@ -408,6 +415,7 @@ mod tests {
             Reply::Fault("why".into()),
             Reply::Nothing,
             Reply::Opened(b"session"),
+            Reply::PassedOver("why".into()),
             Reply::Refused,
             Reply::Sealed(b"ticket"),
             Reply::Signed(b"signature"),

@@ -173,6 +173,13 @@ const PERMITS: Permits = Permits {
     signatures: 1,
 };
 
+/// What there is for a name. The domain's file is the last that is looked at, so that nothing follows one that is passed over.
+enum Found {
+    Certificate(Held),
+    Nothing,
+    PassedOver(String),
+}
+
 /// An answer after which none is given any more: the honest network process asks for nothing that is refused.
 pub(super) struct Refusal;
 
@@ -260,11 +267,12 @@ impl<'a> Keeper<'a> {
             Request::Certificate(name) => {
                 permit(&mut permits.certificates)?;
                 match self.find(&name) {
-                    Ok(Some(held)) => {
+                    Ok(Found::Certificate(held)) => {
                         asker.named = Some(held.key);
                         Reply::Certificate(held.holding).encode()
                     }
-                    Ok(None) => Reply::Nothing.encode(),
+                    Ok(Found::Nothing) => Reply::Nothing.encode(),
+                    Ok(Found::PassedOver(why)) => Reply::PassedOver(why).encode(),
                     Err(why) => Reply::Fault(why).encode(),
                 }
             }
@@ -294,9 +302,9 @@ impl<'a> Keeper<'a> {
     }
 
     /// The certificate filed under the name, its wildcard or the wildcard's domain, if it is for that name.
-    fn find(&self, name: &HostName) -> Result<Option<Held>, String> {
+    fn find(&self, name: &HostName) -> Result<Found, String> {
         let Some(opener) = self.opener else {
-            return Ok(None);
+            return Ok(Found::Nothing);
         };
         for candidate in name.candidates() {
             // What is wrong with the domain's file is no fault of a name that it is not for: that may have another certificate.
@@ -304,17 +312,23 @@ impl<'a> Keeper<'a> {
             let unparsed = match opener.find(&candidate) {
                 Ok(Some(unparsed)) => unparsed,
                 Ok(None) => continue,
-                Err(_) if is_domain && !opener.is_lost() => continue,
+                Err(why) if is_domain && !opener.is_lost() => return Ok(Found::PassedOver(why)),
                 Err(why) => return Err(why),
             };
-            if is_domain && !store::is_for(&unparsed, name, &self.sandboxed) {
+            let is_for = store::is_for(&unparsed, name, &self.sandboxed);
+            if is_domain && is_for == Some(false) {
                 continue;
             }
-            let held =
-                store::parse(&unparsed, &self.sandboxed).map_err(|error| error.to_string())?;
+            let held = match store::parse(&unparsed, &self.sandboxed) {
+                Ok(held) => held,
+                Err(error) if is_domain && is_for.is_none() => {
+                    return Ok(Found::PassedOver(error.to_string()));
+                }
+                Err(error) => return Err(error.to_string()),
+            };
             let mut names = held.holding.names.iter();
             if names.any(|pattern| name.is_covered_by(pattern)) {
-                return Ok(Some(held));
+                return Ok(Found::Certificate(held));
             }
             // What lies under a name and is not for it is a mistake; what lies under its domain may be for that alone.
             if candidate == *name {
@@ -325,7 +339,7 @@ impl<'a> Keeper<'a> {
                 ));
             }
         }
-        Ok(None)
+        Ok(Found::Nothing)
     }
 
     /// The certificate that was asked for by name has the place behind those of the introduction.

@@ -10,7 +10,7 @@ use super::message::{Holding, Reply, Request};
 use super::signing::SignRequest;
 use super::tickets::{PLAINTEXT_LIMIT, TICKET_LIMIT};
 use crate::host_name::HostName;
-use crate::tls::{AsksKeeper, Certified};
+use crate::tls::{AsksKeeper, Certified, Filed};
 
 /// What does not decode, or answers another question.
 const NO_ANSWER: &str = "the keeper's answer is none";
@@ -108,14 +108,16 @@ pub(super) struct Asking {
 }
 
 impl AsksKeeper for Asking {
-    fn certificate(&self, name: &HostName) -> Result<Option<Certified>, String> {
+    fn certificate(&self, name: &HostName) -> Result<Filed, String> {
         let request = Request::Certificate(name.clone());
         let reply = self.line.ask(&request)?;
         match Reply::decode(&reply) {
             Some(Reply::Certificate(holding)) => {
-                Ok(Some(certified(holding, self.shown, &self.line)))
+                let certified = certified(holding, self.shown, &self.line);
+                Ok(Filed::Certificate(certified))
             }
-            Some(Reply::Nothing) => Ok(None),
+            Some(Reply::Nothing) => Ok(Filed::Nothing),
+            Some(Reply::PassedOver(why)) => Ok(Filed::PassedOver(why)),
             Some(Reply::Fault(why)) => Err(why),
             _ => Err(self.line.fail(NO_ANSWER)),
         }

@@ -117,16 +117,13 @@ pub(super) fn parse(unparsed: &Unparsed, _: &Sandboxed) -> Result<Held, Error> {
     Ok(Held { holding, key })
 }
 
-/// Whether a certificate is for the name, as far as it can be read; whether it can be used is for [`parse`] to say.
-pub(super) fn is_for(unparsed: &Unparsed, name: &HostName, _: &Sandboxed) -> bool {
+/// Whether a certificate is for the name; `None` if it cannot be read. Why not, and whether it can be used, is for [`parse`] to say.
+pub(super) fn is_for(unparsed: &Unparsed, name: &HostName, _: &Sandboxed) -> Option<bool> {
     let (_, pem) = &unparsed.certificate;
-    let Some(Ok(own)) = rustls_pemfile::certs(&mut pem.as_slice()).next() else {
-        return false;
-    };
-    x509_parser::parse_x509_certificate(&own).is_ok_and(|(_, own)| {
-        let mut names = host_names(&own).into_iter();
-        names.any(|pattern| name.is_covered_by(&pattern))
-    })
+    let own = rustls_pemfile::certs(&mut pem.as_slice()).next()?.ok()?;
+    let (_, own) = x509_parser::parse_x509_certificate(&own).ok()?;
+    let mut names = host_names(&own).into_iter();
+    Some(names.any(|pattern| name.is_covered_by(&pattern)))
 }
 
 /// What is wrong with a chain and a key that are both good by themselves.

@@ -346,6 +346,7 @@ impl<'a> Relay<'a> {
         let source = self.end_handshakes();
         // A client that waits for this before it sends its next command (Nagle's algorithm) waits 40 ms without.
         self.parts.client.acknowledge_now();
+        self.note_passed_over();
         let facts = self.parts.tls.facts();
         self.parts.tls.end_handshake();
         self.parts.log.debug(format!("secure: {facts}"));
@@ -394,7 +395,18 @@ impl<'a> Relay<'a> {
         }
     }
 
+    /// A file that cannot be read may have been meant for the name, and its client be shown another certificate now.
+    fn note_passed_over(&self) {
+        let tls = &self.parts.tls;
+        if let Some(why) = tls.passed_over() {
+            let name = tls.server_name().unwrap_or("none");
+            let line = format!("passed over for a name below its own: {why} (sni={name})");
+            self.parts.log.warning(line);
+        }
+    }
+
     fn tls_failed(&mut self, error: &rustls::Error) {
+        self.note_passed_over();
         let tls = &self.parts.tls;
         let (what, keepers) = if matches!(self.phase, Phase::Handshake) {
             ("handshake failed", self.parts.keeper.fault())

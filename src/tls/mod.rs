@@ -50,13 +50,22 @@ pub(crate) trait AsksKeeper: fmt::Debug + Send + Sync {
     ///
     /// # Errors
     /// In words for the log, if there is one and it cannot be used.
-    fn certificate(&self, name: &HostName) -> Result<Option<Certified>, String>;
+    fn certificate(&self, name: &HostName) -> Result<Filed, String>;
 
     /// What is sealed in a client's ticket; `None` if it is none of ours, or too old.
     fn open(&self, name: Option<&HostName>, ticket: &[u8]) -> Option<Vec<u8>>;
 
     /// A ticket for the session.
     fn seal(&self, name: Option<&HostName>, session: &[u8]) -> Option<Vec<u8>>;
+}
+
+/// What the directory has for a name.
+#[derive(Debug)]
+pub(crate) enum Filed {
+    Certificate(Certified),
+    Nothing,
+    /// The file of its domain cannot be read, in words for the log: maybe it was for this name, too.
+    PassedOver(String),
 }
 
 /// The oldest version that is spoken.
@@ -204,6 +213,7 @@ impl TlsServer {
             has_directory: settings.has_directory,
             heard: heard.clone(),
             keeper: settings.keeper.clone(),
+            passed_over: OnceLock::new(),
             unknown_name: settings.unknown_name,
         });
         let expiry = Arc::new(Expiry::default());
@@ -396,6 +406,12 @@ impl Tls {
         self.handshake.as_ref()?.resolver.refusal()
     }
 
+    /// What is wrong with a file that might have had a certificate for the name, while the handshake is not forgotten.
+    pub(crate) fn passed_over(&self) -> Option<&str> {
+        let handshake = self.handshake.as_ref()?;
+        handshake.resolver.passed_over.get().map(String::as_str)
+    }
+
     /// What is wrong with a certificate of ours, if that is what the handshake failed of.
     pub(crate) fn fault(&self) -> Option<&str> {
         match self.refusal()? {
@@ -435,8 +451,8 @@ pub(crate) struct NoKeeper;
 
 #[cfg(any(test, fuzzing))]
 impl AsksKeeper for NoKeeper {
-    fn certificate(&self, _: &HostName) -> Result<Option<Certified>, String> {
-        Ok(None)
+    fn certificate(&self, _: &HostName) -> Result<Filed, String> {
+        Ok(Filed::Nothing)
     }
 
     fn open(&self, _: Option<&HostName>, _: &[u8]) -> Option<Vec<u8>> {

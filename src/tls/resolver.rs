@@ -7,7 +7,7 @@ use rustls::sign::CertifiedKey;
 use rustls::{AlertDescription, NamedGroup, SignatureAlgorithm, SignatureScheme};
 
 use super::hello::{self, HelloFacts, KeyKind};
-use super::{AsksKeeper, now};
+use super::{AsksKeeper, Filed, now};
 use crate::host_name::HostName;
 
 /// A certificate chain with a key that signs for it, and the host names that it is for.
@@ -115,6 +115,8 @@ pub(super) struct Resolver {
     pub(super) keeper: Arc<dyn AsksKeeper>,
     /// A client that is sent a HelloRetryRequest asks twice, and the keeper answers once.
     pub(super) answer: OnceLock<Result<Arc<CertifiedKey>, Refusal>>,
+    /// What is wrong with a file that might have had a certificate for the name.
+    pub(super) passed_over: OnceLock<String>,
     pub(super) unknown_name: UnknownName,
 }
 
@@ -195,7 +197,15 @@ impl Resolver {
         let filed = if self.has_directory {
             self.keeper.certificate(name).map_err(Refusal::Fault)?
         } else {
-            None
+            Filed::Nothing
+        };
+        let filed = match filed {
+            Filed::Certificate(certified) => Some(certified),
+            Filed::Nothing => None,
+            Filed::PassedOver(why) => {
+                self.passed_over.get_or_init(|| why);
+                None
+            }
         };
         let known = self.certificates.iter().filter(|certified| {
             let mut names = certified.names.iter();

@@ -384,13 +384,20 @@ fn broken_domain(test: &Test) {
     let good = both(&certificate(test, Key::P256, &["domain.example"]));
     let alone = both(&expired(&["domain.example"]));
     let all = both(&expired(&["domain.example", "*.domain.example"]));
-    for (case, text, mode, is_served) in [
-        ("empty", "", 0o600, true),
-        ("cut", &good[..300], 0o600, true),
-        ("open to everybody", &good, 0o644, true),
-        ("expired, and for the domain alone", &alone, 0o600, true),
-        ("expired, and for the name too", &all, 0o600, false),
+    for (case, text, mode, is_served, words) in [
+        ("empty", "", 0o600, true, "no certificate in PEM form"),
+        ("cut", &good[..300], 0o600, true, "domain.example.pem"),
+        ("open to everybody", &good, 0o644, true, "chmod o= it"),
+        ("expired, and for the domain alone", &alone, 0o600, true, ""),
+        (
+            "expired, and for the name too",
+            &all,
+            0o600,
+            false,
+            "it expired on Jun",
+        ),
     ] {
+        let before = server.log().len();
         remove(&file);
         write_file(&file, text, mode);
         assert!(
@@ -404,9 +411,22 @@ fn broken_domain(test: &Test) {
             Err("tlsv1 alert internal error".to_owned())
         };
         assert_eq!(shown, expected, "{case}");
+        eventually("the session has ended", || {
+            let log = server.log();
+            (log[before..].matches(": session ").count() == 2).then_some(())
+        });
+        let log = server.log();
+        let mut lines = log[before..].lines();
+        let line = lines.find(|line| line.ends_with(&format!("(sni={below})")));
+        let line = line.unwrap_or_default();
+        assert!(line.contains(words), "{case}: {line}");
+        assert_eq!(line.is_empty(), words.is_empty(), "{case}: {line}");
+        assert_eq!(
+            line.contains("passed over"),
+            is_served && !words.is_empty(),
+            "{case}: {line}"
+        );
     }
-    let line = server.wait_log(&format!("(sni={below})"));
-    assert!(server.log().contains("it expired on Jun"), "{line}");
 }
 
 fn unrecognized(test: &Test, is_strict: bool) {
