@@ -210,9 +210,11 @@ fn bind_inet(address: SocketAddr, all: &[ListenAddress]) -> nix::Result<OwnedFd>
         result => result?,
     };
     setsockopt(&socket, sockopt::ReuseAddr, &true)?;
-    if address.is_ipv6() && all.contains(&ListenAddress::Inet(v4)) {
-        // IPv4 has a socket of its own, which this one would be in the way of.
-        setsockopt(&socket, sockopt::Ipv6V6Only, &true)?;
+    if address.is_ipv6() {
+        // Where IPv4 has a socket of its own, this one would be in the way of it. Said in both cases, since the default is the
+        // machine's to set (net.ipv6.bindv6only).
+        let has_own = all.contains(&ListenAddress::Inet(v4));
+        setsockopt(&socket, sockopt::Ipv6V6Only, &has_own)?;
     }
     bind(socket.as_raw_fd(), &SockaddrStorage::from(address))?;
     Ok(socket)

@@ -3,7 +3,9 @@
 use crate::harness::ptrace::{Arg, inject};
 use crate::harness::*;
 use libtest_mimic::Trial;
+use nix::sched::{CloneFlags, setns};
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::{UnixDatagram, UnixStream};
@@ -19,6 +21,16 @@ pub fn tests() -> Vec<Trial> {
             "listener: several addresses at once, IPv6 and a unix socket too",
             &[Need::Ipv6],
             addresses,
+        ),
+        test(
+            "listener: a bare port is IPv4 as well, whatever the machine has sockets of IPv6 be",
+            &[
+                Need::Root,
+                Need::Ipv6,
+                Need::Command("ip", "iproute2"),
+                Need::Command("unshare", "util-linux"),
+            ],
+            bare_port,
         ),
         test("listener: two sockets from systemd", systemd, inherited),
         test(
@@ -264,6 +276,32 @@ fn addresses(test: &Test) {
     server.signal(libc::SIGTERM);
     assert_eq!(server.wait().code(), Some(0));
     assert!(!path.exists());
+}
+
+/// In a network of its own, so that the setting is this test's to change.
+fn bare_port(test: &Test) {
+    let program = Program::new(test).option("--listen", "143");
+    let script = "ip link set lo up; echo 1 > /proc/sys/net/ipv6/bindv6only; exec \"$0\" \"$@\"";
+    let listener = Tool::new(test, "unshare")
+        .args(["--net", "/bin/sh", "-ec", script])
+        .args(program.command_line())
+        .envs(program.environment().clone())
+        .start();
+    eventually("it listens", || {
+        let log = listener.log();
+        log.contains("listening on [::]:143").then_some(())
+    });
+    let network = File::open(format!("/proc/{}/ns/net", listener.process().0)).unwrap();
+    // A socket stays in the network in which it was made, and only that thread ever enters it.
+    let connected = std::thread::spawn(move || {
+        setns(network, CloneFlags::CLONE_NEWNET).unwrap();
+        ["127.0.0.1", "::1"].map(|address| TcpStream::connect((address, 143)))
+    });
+    for stream in connected.join().unwrap() {
+        let mut client = Client::on(stream.unwrap());
+        client.log_in_by_starttls(pki());
+        client.log_out();
+    }
 }
 
 fn inherited(test: &Test) {
