@@ -432,6 +432,14 @@ fn check_addresses(addresses: &[ListenAddress], backend: &BackendChoice) -> Resu
                 "--listen {address} is given more than once"
             )));
         }
+        if let Some(other) = others
+            .iter()
+            .find(|other| address.overlaps(other, addresses))
+        {
+            return Err(Error::Usage(format!(
+                "--listen {address} and --listen {other} have addresses in common: leave one of them out"
+            )));
+        }
         rest = others;
     }
     Ok(())

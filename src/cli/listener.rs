@@ -1,7 +1,7 @@
 //! The options of the listener: where it listens, and how much it takes on.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -43,6 +43,32 @@ pub(crate) enum Refusal {
     Imap,
     /// Nothing
     Silent,
+}
+
+impl ListenAddress {
+    /// Whether a socket of one is in the way of the other's, where `all` are listened on.
+    pub(super) fn overlaps(&self, other: &Self, all: &[Self]) -> bool {
+        let (Self::Inet(one), Self::Inet(other)) = (self, other) else {
+            return self == other;
+        };
+        // Port 0 is another one for each socket.
+        if one.port() != other.port() || one.port() == 0 {
+            return false;
+        }
+        let port = one.port();
+        let all_of_v4 = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port);
+        let has_own = all.contains(&Self::Inet(all_of_v4));
+        let holds = |held: IpAddr, wanted: IpAddr| {
+            // All of IPv6's are those of IPv4 as well, unless these have a socket of their own.
+            held.is_unspecified()
+                && (held.is_ipv4() == wanted.is_ipv4() || (held.is_ipv6() && !has_own))
+        };
+        let [first, second] = [one, other].map(|address| address.ip().to_canonical());
+        one == other
+            || (first == second && first.is_ipv4())
+            || holds(first, second)
+            || holds(second, first)
+    }
 }
 
 impl FromStr for ListenAddress {
@@ -205,6 +231,42 @@ mod tests {
             "70000",
         ] {
             assert!(text.parse::<ListenAddress>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn all_addresses_of_a_port_are_each_of_them() {
+        let overlap = |texts: &str| {
+            let all: Vec<ListenAddress> =
+                texts.split(' ').map(|text| text.parse().unwrap()).collect();
+            let [one, other, ..] = all.as_slice() else {
+                panic!("{texts}");
+            };
+            assert_eq!(one.overlaps(other, &all), other.overlaps(one, &all));
+            one.overlaps(other, &all)
+        };
+        for texts in [
+            "143 127.0.0.1:143",
+            "143 [::1]:143",
+            "143 [::1]:143 0.0.0.0:143",
+            "0.0.0.0:143 127.0.0.1:143",
+            "127.0.0.1:143 [::ffff:127.0.0.1]:143",
+            "unix:/run/imap unix:/run//imap",
+        ] {
+            assert!(overlap(texts), "{texts}");
+        }
+        for texts in [
+            "143 0.0.0.0:143",
+            "143 993",
+            "143 127.0.0.1:993",
+            "0.0.0.0:143 [::1]:143",
+            "127.0.0.1:0 [::]:0",
+            "127.0.0.1:143 127.0.0.2:143",
+            "[fe80::1%1]:143 [fe80::1%2]:143",
+            "unix:/run/imap unix:/run/imaps",
+            "143 unix:/143",
+        ] {
+            assert!(!overlap(texts), "{texts}");
         }
     }
 

@@ -325,6 +325,13 @@ pub const FAULTS: &[Fault] = &[
         says: &["--listen [::]:143 is given more than once"],
     },
     Fault {
+        name: "an address to listen on, and all of its port",
+        breaks: |_, program| program.env("IMAP_TLS_LISTEN", "127.0.0.1:4143 4143"),
+        says: &[
+            "--listen 127.0.0.1:4143 and --listen [::]:4143 have addresses in common: leave one of them out",
+        ],
+    },
+    Fault {
         name: "no certificate",
         breaks: |_, program| program.without("--cert"),
         says: &["no certificate: name its file with --cert"],
