@@ -1,6 +1,7 @@
 //! The machine around us: what the kernel has, the log, the superserver's entry, the port.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::{fmt, fs, io};
 
@@ -131,7 +132,8 @@ pub(super) fn check_superserver(report: &mut Report, policy: Policy) {
     match listening_sockets(port) {
         Ok(sockets) => {
             let is_taken = !sockets.is_empty();
-            check_port(report, port, &listeners(&sockets), is_taken, &with_entry);
+            let listeners = listeners(sockets.iter().map(|socket| &socket.inode));
+            check_port(report, port, &listeners, is_taken, &with_entry);
         }
         Err(error) => report.add(
             Level::Warning,
@@ -146,15 +148,16 @@ pub(super) fn check_listener(report: &mut Report, addresses: &[ListenAddress]) {
     for address in addresses {
         let holders = match address {
             ListenAddress::Inet(address) => holders(*address),
-            ListenAddress::Unix(_) => Vec::new(),
+            ListenAddress::Unix(path) => holders_of_path(path),
         };
         let (ours, others): (Vec<_>, Vec<_>) = holders
             .iter()
             .partition(|(holder, is_all)| *is_all && holder.program == OWN_PROGRAM);
-        let (level, text) = match (ours.first(), can_be_bound(address), others.first()) {
-            (Some((ours, _)), ..) => (Level::Ok, format!("{ours} listens on {address}")),
-            (None, Ok(()), _) => (Level::Ok, format!("{address} can be listened on")),
-            (None, Err(error), holder) => {
+        let possible = can_be_bound(address, addresses);
+        let (level, text) = match (possible, ours.first(), others.first()) {
+            (Ok(()), ..) => (Level::Ok, format!("{address} can be listened on")),
+            (Err(_), Some((ours, _)), _) => (Level::Ok, format!("{ours} listens on {address}")),
+            (Err(why), None, holder) => {
                 let holder = holder.map(|(holder, _)| {
                     if holder.program == OWN_PROGRAM {
                         format!(": {holder} has a part of it: stop that one first")
@@ -163,8 +166,7 @@ pub(super) fn check_listener(report: &mut Report, addresses: &[ListenAddress]) {
                     }
                 });
                 let text = format!(
-                    "cannot listen on {address} (--listen): {}{}",
-                    error.desc(),
+                    "cannot listen on {address} (--listen): {why}{}",
                     holder.unwrap_or_default()
                 );
                 (Level::Error, text)
@@ -203,9 +205,31 @@ fn holders(address: SocketAddr) -> Vec<(Listener, bool)> {
         let those = sockets.iter().filter(|ListeningSocket { address, .. }| {
             covers(*address, wanted) == is_all && (is_all || covers(wanted, *address))
         });
-        holders.extend(listeners(those).into_iter().map(|one| (one, is_all)));
+        let inodes = those.map(|socket| &socket.inode);
+        holders.extend(listeners(inodes).into_iter().map(|one| (one, is_all)));
     }
     holders
+}
+
+/// The same for a unix socket.
+fn holders_of_path(path: &Path) -> Vec<(Listener, bool)> {
+    let sockets = fs::read("/proc/net/unix").map(|table| listening_at(&table, path));
+    let found = listeners(&sockets.unwrap_or_default());
+    found.into_iter().map(|one| (one, true)).collect()
+}
+
+/// The sockets that listen at a path, by the kernel's table (proc_net(5)), which has paths as they were given.
+fn listening_at(table: &[u8], path: &Path) -> Vec<String> {
+    const ACCEPTS: u32 = 0x1_0000;
+    let entries = table.split(|byte| *byte == b'\n').filter_map(|line| {
+        // Whatever is in the path, white space too.
+        let fields = line.strip_suffix(path.as_os_str().as_bytes())?;
+        let mut fields = std::str::from_utf8(fields).ok()?.split_whitespace();
+        let flags = u32::from_str_radix(fields.nth(3)?, 16).ok()?;
+        let inode = fields.nth(2)?;
+        (flags & ACCEPTS != 0 && fields.next().is_none()).then(|| inode.to_owned())
+    });
+    entries.collect()
 }
 
 /// Whether who listens on `held` has `wanted` too. The unspecified address is all of them, and IPv6's those of IPv4 as well.
@@ -404,10 +428,10 @@ fn unit(cgroup: &str) -> Option<String> {
 
 /// The processes that have one of these sockets open; root sees all of them. Of those that share one, such as a daemon's workers,
 /// the first counts, of each name.
-fn listeners<'a>(sockets: impl IntoIterator<Item = &'a ListeningSocket>) -> Vec<Listener> {
-    let wanted: Vec<String> = sockets
+fn listeners<'a>(inodes: impl IntoIterator<Item = &'a String>) -> Vec<Listener> {
+    let wanted: Vec<String> = inodes
         .into_iter()
-        .map(|socket| format!("socket:[{}]", socket.inode))
+        .map(|inode| format!("socket:[{inode}]"))
         .collect();
     let Ok(processes) = fs::read_dir("/proc") else {
         return Vec::new();
@@ -449,7 +473,7 @@ mod tests {
         let sockets = listening_sockets(port).unwrap();
         assert_eq!(sockets.len(), 1);
         let own = std::process::id().to_string();
-        let found = listeners(&sockets);
+        let found = listeners(sockets.iter().map(|socket| &socket.inode));
         assert!(found.iter().any(|one| one.process == own), "{own}");
         let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let other = client.local_addr().unwrap().port();
@@ -472,6 +496,23 @@ mod tests {
         }
         assert_eq!(parse_address("0100007F0100007F"), None);
         assert_eq!(parse_address("local_address"), None);
+    }
+
+    #[test]
+    fn sockets_are_found_by_their_path() {
+        let table = b"Num       RefCount Protocol Flags    Type St Inode Path\n\
+            0000000000000000: 00000002 00000000 00010000 0001 01    17 /run/a b\n\
+            0000000000000000: 00000002 00000000 00010000 0001 01 12345 /run/imap\n\
+            0000000000000000: 00000003 00000000 00000000 0001 03 12346 /run/imap\n\
+            0000000000000000: 00000002 00000000 00010000 0001 01 12347 /srv/run/imap\n\
+            0000000000000000: 00000002 00000000 00010000 0001 01 12348 @imap\n\
+            0000000000000000: 00000003 00000000 00000000 0001 03 12349\n";
+        let found = |path: &str| listening_at(table, Path::new(path));
+        assert_eq!(found("/run/imap"), ["12345"]);
+        assert_eq!(found("/run/a b"), ["17"]);
+        for path in ["imap", "b", "/", "/run/none"] {
+            assert_eq!(found(path), [""; 0], "{path}");
+        }
     }
 
     #[test]

@@ -164,27 +164,53 @@ impl fmt::Display for Sockets {
     }
 }
 
-/// Whether it could be listened on now. Nobody can connect meanwhile, and no file is made.
+/// Whether this one of `all` addresses could be listened on now. Nobody can connect meanwhile, nobody is connected to, and no file is
+/// made.
 ///
 /// # Errors
-/// As socket(2), bind(2) and access(2).
-pub(crate) fn can_be_bound(address: &ListenAddress) -> nix::Result<()> {
-    match address {
-        ListenAddress::Inet(address) => bind_inet(*address, &[]).map(drop),
-        ListenAddress::Unix(path) => can_be_made(path),
+/// Why not, in words.
+pub(crate) fn can_be_bound(address: &ListenAddress, all: &[ListenAddress]) -> Result<(), String> {
+    let path = match address {
+        ListenAddress::Inet(address) => {
+            return bind_inet(*address, all).map(drop).map_err(in_words);
+        }
+        ListenAddress::Unix(path) => path,
+    };
+    let Some((address, _)) = socket_at(path)? else {
+        return can_be_made(path);
+    };
+    // Whoever listens for connections does not notice a socket of datagrams.
+    match probe(&address, SockType::Datagram) {
+        Err(Errno::ECONNREFUSED) => can_be_made(path),
+        _ => Err(in_words(Errno::EADDRINUSE)),
     }
 }
 
-/// The same for a path.
-///
-/// # Errors
-/// As access(2).
-fn can_be_made(path: &Path) -> nix::Result<()> {
+/// The same for a path where nobody listens.
+fn can_be_made(path: &Path) -> Result<(), String> {
     // A bare name's is "".
     let directory = path
         .parent()
         .filter(|parent| !parent.as_os_str().is_empty());
-    nix::unistd::access(directory.unwrap_or(Path::new(".")), AccessFlags::W_OK)
+    nix::unistd::access(directory.unwrap_or(Path::new(".")), AccessFlags::W_OK).map_err(in_words)
+}
+
+/// The socket that is at a path where one is to be made, if there is one.
+///
+/// # Errors
+/// What stands in the way, in words.
+fn socket_at(path: &Path) -> Result<Option<(UnixAddr, Metadata)>, String> {
+    let address = UnixAddr::new(path).map_err(in_words)?;
+    match std::fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.file_type().is_socket() => Ok(Some((address, metadata))),
+        Ok(_) => Err("it is there already, and is no socket".to_owned()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(reason(&error)),
+    }
+}
+
+fn in_words(error: Errno) -> String {
+    error.desc().to_owned()
 }
 
 fn open(address: &ListenAddress, all: &[ListenAddress]) -> nix::Result<Opened> {
@@ -204,7 +230,11 @@ fn bind_inet(address: SocketAddr, all: &[ListenAddress]) -> nix::Result<OwnedFd>
     let v4 = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), address.port());
     let socket = match new_socket(family, SockType::Stream) {
         // All addresses of a machine without IPv6.
-        Err(Errno::EAFNOSUPPORT) if address.ip().is_unspecified() && address.is_ipv6() => {
+        Err(Errno::EAFNOSUPPORT)
+            if address.ip().is_unspecified()
+                && address.is_ipv6()
+                && !all.contains(&ListenAddress::Inet(v4)) =>
+        {
             return bind_inet(v4, all);
         }
         result => result?,
@@ -314,18 +344,11 @@ fn probe(address: &UnixAddr, kind: SockType) -> nix::Result<Option<u32>> {
 /// # Errors
 /// Why not, in words.
 pub(crate) fn examine_keepers(path: &Path) -> Result<&'static str, String> {
-    const CAN_BE: &str = "can be listened on";
-    let say = |error: Errno| format!("cannot be listened on: {}", error.desc());
-    let address = UnixAddr::new(path).map_err(say)?;
-    let can_be = || can_be_made(path).map(|()| CAN_BE).map_err(say);
-    let metadata = match std::fs::symlink_metadata(path) {
-        Ok(metadata) => metadata,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return can_be(),
-        Err(error) => return Err(format!("cannot be looked at: {}", reason(&error))),
+    let say = |why: String| format!("cannot be listened on: {why}");
+    let can_be = || can_be_made(path).map(|()| "can be listened on");
+    let Some((address, metadata)) = socket_at(path).map_err(say)? else {
+        return can_be().map_err(say);
     };
-    if !metadata.file_type().is_socket() {
-        return Err("is there already, and is no socket".to_owned());
-    }
     match probe(&address, SockType::SeqPacket) {
         Ok(Some(owner)) if !is_trusted(owner) => Err(distrust(owner)),
         Ok(_) if is_for_everybody(&metadata) => Err(format!(
@@ -333,8 +356,8 @@ pub(crate) fn examine_keepers(path: &Path) -> Result<&'static str, String> {
             metadata.mode() & 0o7777
         )),
         Ok(_) => Ok("is listened on"),
-        Err(Errno::ECONNREFUSED) => can_be(),
-        Err(error) => Err(say(error)),
+        Err(Errno::ECONNREFUSED) => can_be().map_err(say),
+        Err(error) => Err(say(in_words(error))),
     }
 }
 
@@ -443,7 +466,10 @@ mod tests {
             std::fs::remove_file(&path).unwrap();
             std::fs::write(&path, b"precious").unwrap();
             let why = examine_keepers(&path).unwrap_err();
-            assert_eq!(why, "is there already, and is no socket");
+            assert_eq!(
+                why,
+                "cannot be listened on: it is there already, and is no socket"
+            );
             let long = directory.join("x".repeat(120));
             let why = examine_keepers(&long).unwrap_err();
             assert_eq!(why, "cannot be listened on: File name too long");
@@ -452,16 +478,40 @@ mod tests {
 
     #[test]
     fn a_path_can_be_bound_where_its_directory_can_be_written_to() {
+        const ENOENT: &str = "No such file or directory";
         for (path, expected) in [
             // Tests run where they may write.
             ("imap-tls.socket", Ok(())),
             ("/tmp/imap-tls.socket", Ok(())),
-            ("none/imap-tls.socket", Err(Errno::ENOENT)),
-            ("/none/imap-tls.socket", Err(Errno::ENOENT)),
+            ("none/imap-tls.socket", Err(ENOENT.to_owned())),
+            ("/none/imap-tls.socket", Err(ENOENT.to_owned())),
         ] {
             let address = ListenAddress::Unix(path.into());
-            assert_eq!(can_be_bound(&address), expected, "{path}");
+            assert_eq!(can_be_bound(&address, &[]), expected, "{path}");
         }
+    }
+
+    #[test]
+    fn a_path_can_be_bound_where_nothing_is_or_nobody_listens_any_more() {
+        in_directory(|directory| {
+            let path = directory.join("socket");
+            let examine = |path: &Path| can_be_bound(&ListenAddress::Unix(path.to_owned()), &[]);
+            assert_eq!(examine(&path), Ok(()));
+            let other = std::os::unix::net::UnixListener::bind(&path).unwrap();
+            other.set_nonblocking(true).unwrap();
+            assert_eq!(examine(&path), Err("Address already in use".to_owned()));
+            // It is none of its clients who looks.
+            assert!(other.accept().is_err());
+            // Left behind, as after kill -9.
+            drop(other);
+            assert_eq!(examine(&path), Ok(()));
+            std::fs::remove_file(&path).unwrap();
+            std::fs::write(&path, b"precious").unwrap();
+            let why = examine(&path).unwrap_err();
+            assert_eq!(why, "it is there already, and is no socket");
+            let long = directory.join("x".repeat(120));
+            assert_eq!(examine(&long), Err("File name too long".to_owned()));
+        });
     }
 
     #[test]

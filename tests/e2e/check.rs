@@ -4,6 +4,7 @@
 use crate::harness::*;
 use crate::setup::{FAULTS, Fault, ROOT_FAULTS};
 use libtest_mimic::Trial;
+use std::path::Path;
 
 pub fn tests() -> Vec<Trial> {
     let mut tests = vec![
@@ -21,6 +22,11 @@ pub fn tests() -> Vec<Trial> {
             "check: a listener of ours has the address it listens on, and not others of its port",
             &[],
             addresses,
+        ),
+        test(
+            "check: a unix socket cannot be listened on where a listener would fail, and is left alone",
+            &[],
+            unix_sockets,
         ),
         test(
             "check: another daemon on the port is named, with what to do",
@@ -375,6 +381,56 @@ fn addresses(test: &Test) {
         assert!(line.starts_with(&format!("{level}: listener: ")), "{line}");
         assert!(says.iter().all(|words| line.contains(words)), "{line}");
     }
+}
+
+fn unix_sockets(test: &Test) {
+    let path = test.path("socket");
+    let long = test.path(&"x".repeat(120));
+    let program = |path: &Path| {
+        let address = format!("unix:{}", path.display());
+        Program::new(test).option("--listen", address)
+    };
+    let check = |path: &Path| {
+        let output = program(path).flag("--check").run();
+        let report = String::from_utf8(output.stdout).unwrap();
+        let mut lines = report.lines();
+        let line = lines.find(|line| line.contains(": listener: "));
+        line.unwrap_or_else(|| panic!("{report}")).to_owned()
+    };
+    let assert_fails = |path: &Path, says: &str| {
+        let line = check(path);
+        let start = "error: listener: cannot listen on unix:";
+        assert!(line.starts_with(start) && line.contains(says), "{line}");
+        assert_eq!(program(path).run().status.code(), Some(100), "{says}");
+    };
+    let says = format!("ok: listener: unix:{} can be listened on", path.display());
+    assert_eq!(check(&path), says);
+    assert_fails(&long, "(--listen): File name too long");
+    std::fs::write(&path, "precious").unwrap();
+    assert_fails(&path, "(--listen): it is there already, and is no socket");
+    std::fs::remove_file(&path).unwrap();
+    let other = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    let own = std::process::id();
+    let line = check(&path);
+    let says = "(--listen): Address already in use: 'e2e-";
+    assert!(
+        line.contains(says) && line.contains(&format!("(pid {own}")),
+        "{line}"
+    );
+    other.set_nonblocking(true).unwrap();
+    assert!(other.accept().is_err(), "it was connected to");
+    assert_fails(&path, says);
+    // Left behind, as after kill -9.
+    drop(other);
+    let says = format!("ok: listener: unix:{} can be listened on", path.display());
+    assert_eq!(check(&path), says);
+    let running = Service::start_without_waiting(test, &program(&path));
+    eventually("it listens", || {
+        running.log().contains("listening on").then_some(())
+    });
+    let line = check(&path);
+    assert!(line.starts_with("ok: listener: 'imap-tls' (pid "), "{line}");
+    assert!(line.contains(") listens on unix:"), "{line}");
 }
 
 fn client(test: &Test) {
