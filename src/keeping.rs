@@ -202,6 +202,9 @@ impl Keeping<'_> {
             if sockets.would_move_to(options.keeper.as_deref()) {
                 log.warning("--keeper has changed, which takes a restart");
             }
+            if log.would_move_to(options.destination) {
+                log.warning("--log has changed, which takes a restart");
+            }
             Ok((start(&options, sockets, log)?, options))
         });
         let result = result.map(|(keeper, options)| {

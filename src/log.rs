@@ -71,6 +71,8 @@ enum Way {
 /// The open log. Lines start with the client's address once it is known.
 #[derive(Debug)]
 pub(crate) struct Log {
+    /// As it was asked for.
+    destination: Destination,
     /// Whose lines these are; asked for once, since the sandbox does not let it be asked for again.
     process: u32,
     sink: Sink,
@@ -107,6 +109,7 @@ impl Log {
             },
         };
         Self {
+            destination,
             process: std::process::id(),
             sink,
             subject: RefCell::new("imap-tls".to_owned()),
@@ -126,11 +129,17 @@ impl Log {
             sink => sink.clone(),
         };
         Self {
+            destination: self.destination,
             process: std::process::id(),
             sink,
             subject: RefCell::new(subject.to_string()),
             verbosity: self.verbosity,
         }
+    }
+
+    /// Whether lines go elsewhere than is asked for now. It is opened once, before the root directory changes.
+    pub(crate) fn would_move_to(&self, destination: Destination) -> bool {
+        self.destination != destination
     }
 
     /// From now on this much is said.
@@ -282,6 +291,7 @@ impl Log {
     /// For tests within one process: every line there can be goes to this socket, in the system log's form.
     pub(crate) fn to_socket(socket: OwnedFd) -> Self {
         Self {
+            destination: Destination::Auto,
             process: std::process::id(),
             sink: Sink::Syslog(Rc::new(socket)),
             subject: RefCell::new("test".to_owned()),

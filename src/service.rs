@@ -155,6 +155,9 @@ impl Service for Serving {
             if options.common.listening.addresses != *addresses {
                 log.warning("--listen has changed, which takes a restart");
             }
+            if log.would_move_to(options.common.destination) {
+                log.warning("--log has changed, which takes a restart");
+            }
             Common::prepare(Rc::from(options), log)
         })?;
         log.set_verbosity(self.common.options.common.verbosity);

@@ -747,9 +747,11 @@ fn settings(test: &Test) {
     session.client().log_in_by_starttls(pki());
     assert!(session.processes().keeper.is_none());
     log_out(session);
-    set(&(keeper(&second) + "IMAP_TLS_VERBOSE=yes\n"));
+    set(&(keeper(&second) + "IMAP_TLS_VERBOSE=yes\nIMAP_TLS_LOG=syslog\n"));
     service.reload();
-    service.wait_log("--keeper has changed, which takes a restart");
+    for option in ["--keeper", "--log"] {
+        service.wait_log(&format!("{option} has changed, which takes a restart"));
+    }
     assert!(!second.exists());
     serve(test);
     for (text, wanted) in [

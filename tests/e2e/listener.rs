@@ -816,10 +816,11 @@ fn reload(test: &Test) {
     point(&other);
     set(
         test,
-        "# other settings\nIMAP_TLS_VERBOSE=yes\nIMAP_TLS_MAX_PER_SOURCE=2\nNOTE=\"for the backend\"\n",
+        "# other settings\nIMAP_TLS_VERBOSE=yes\nIMAP_TLS_LOG=syslog\nIMAP_TLS_MAX_PER_SOURCE=2\nNOTE=\"for the backend\"\n",
     );
     server.signal(libc::SIGHUP);
     server.wait_log("imap-tls: reloaded");
+    server.wait_log("--log has changed, which takes a restart");
     let mut client = server.connect();
     client.log_in_by_starttls(&other);
     server.wait_log(": secure: ");
