@@ -150,6 +150,11 @@ pub fn tests() -> Vec<Trial> {
             most,
         ),
         test(
+            "keeper service: where the limit on open files is too low for --max-connections, the log says for how many there is room",
+            &[Need::Root, Need::Command("prlimit", "util-linux")],
+            too_few_descriptors,
+        ),
+        test(
             "keeper service: a keeper that is not over does not look who is outside",
             ROOT,
             retired_is_idle,
@@ -1008,6 +1013,42 @@ fn most(test: &Test) {
     sessions.into_iter().for_each(log_out);
     let log = service.log();
     assert_eq!(log.lines().count(), 1, "{log}");
+}
+
+fn too_few_descriptors(test: &Test) {
+    // A keeper needs 64 itself.
+    let start = |limit: u32, most: &str| {
+        let program = Service::keeping(test).option("--max-connections", most);
+        let running = Tool::new(test, "prlimit")
+            .arg(format!("--nofile={limit}"))
+            .args(program.command_line())
+            .envs(program.environment().clone())
+            .start();
+        eventually("the service lets network processes in", || {
+            running.log().contains("keeping keys for").then_some(())
+        });
+        running
+    };
+    let warning = |room: u32, most: u32| {
+        format!(
+            "there is room for {room} at a time, not for {most} (--max-connections): the limit on open files is too low (ulimit -n, LimitNOFILE=)"
+        )
+    };
+    let running = start(66, "1000");
+    let log = running.log();
+    assert!(log.contains(&warning(2, 1000)), "{log}");
+    // And it is so.
+    let mut first = greeted(test);
+    let other = greeted(test);
+    let mut third = Service::serving(test).start();
+    assert!(third.client().is_quiet_for(Duration::from_millis(200)));
+    log_in(&mut first);
+    log_in(&mut third);
+    [first, third].into_iter().for_each(log_out);
+    drop(other);
+    drop(running);
+    let log = start(66, "2").log();
+    assert!(!log.contains("there is room"), "{log}");
 }
 
 /// Who waits outside is the next keeper's, and no reason for the one before to look again and again.
