@@ -151,15 +151,27 @@ type Setting<'a> = (String, &'a [u8]);
 
 /// `NAME=VALUE`, `NAME="VALUE"` or `NAME='VALUE'`; nothing is expanded. Blank lines and those with `#` or `;` in front do not count,
 /// nor does white space around a line, so that it may end as on Windows. The last value of a name is the one that holds.
+///
+/// systemd reads the same file, and knows escapes and lines that go on. What it would take for one is refused, so that the file
+/// means one thing.
 pub(super) fn parse(bytes: &[u8]) -> Result<Vec<Setting<'_>>, (usize, String)> {
     if bytes.starts_with(BYTE_ORDER_MARK) {
         let why = "a byte order mark is in front of it, as some editors put there: take it away";
         return Err((1, why.to_owned()));
     }
     let mut settings: Vec<Setting<'_>> = Vec::new();
-    for (number, line) in (1..).zip(bytes.split(|byte| *byte == b'\n')) {
-        let line = line.trim_ascii();
+    for (number, whole) in (1..).zip(bytes.split(|byte| *byte == b'\n')) {
+        let fault = |why: &str| Err((number, why.to_owned()));
+        let line = whole.trim_ascii();
+        if line.contains(&b'\r') {
+            return fault("a carriage return is in the middle of it, where it ends for systemd");
+        }
         if matches!(line.first(), None | Some(b'#' | b';')) {
+            if whole.ends_with(b"\\") {
+                return fault(
+                    "a comment that ends with a backslash, which goes on in the next line for systemd before 254",
+                );
+            }
             continue;
         }
         let (name, value) = parse_line(line).map_err(|why| (number, why))?;
@@ -186,11 +198,35 @@ fn parse_line(line: &[u8]) -> Result<Setting<'_>, String> {
     if value.contains(&0) {
         return Err(format!("the value of {name} contains a zero octet"));
     }
-    let quoted = [b'"', b'\''].iter().find_map(|quote| {
-        let rest = value.strip_prefix(&[*quote])?;
-        rest.strip_suffix(&[*quote])
-    });
-    Ok((name, quoted.unwrap_or(value)))
+    match unquote(value) {
+        Ok(value) => Ok((name, value)),
+        Err(why) => Err(format!("the value of {name} {why}")),
+    }
+}
+
+/// What is between the quotes, if there are any.
+///
+/// # Errors
+/// What systemd would read otherwise, and what to do.
+fn unquote(value: &[u8]) -> Result<&[u8], &'static str> {
+    const ESCAPE: &str = "has a backslash that systemd takes away: put the value between single quotes, where each stands for itself";
+    let [quote @ (b'"' | b'\''), rest @ ..] = value else {
+        return if value.contains(&b'\\') {
+            Err(ESCAPE)
+        } else {
+            Ok(value)
+        };
+    };
+    let is_escape = |pair: &[u8]| matches!(pair, [b'\\', b'"' | b'$' | b'\\' | b'`']);
+    if *quote == b'"' && rest.windows(2).any(is_escape) {
+        return Err(ESCAPE);
+    }
+    let mut parts = rest.splitn(2, |byte| byte == quote);
+    match (parts.next(), parts.next()) {
+        (Some(quoted), Some([])) => Ok(quoted),
+        (_, None) => Err("begins with a quote that is not closed in its line"),
+        _ => Err("goes on after its closing quote: a comment needs a line of its own"),
+    }
 }
 
 #[cfg(test)]
@@ -208,6 +244,42 @@ mod tests {
             ("IMAP_TLS_KEY".into(), b""),
         ];
         assert_eq!(parse(text).unwrap(), expected);
+    }
+
+    #[test]
+    fn what_systemd_would_read_otherwise_is_refused() {
+        for (text, why) in [
+            (r#"NAME=a\"#, "a backslash"),
+            ("NAME=a\\\nIMAP_TLS_CERT=c", "a backslash"),
+            (r"NAME=C:\x", "a backslash"),
+            (r#"NAME="a\"b""#, "a backslash"),
+            (r#"NAME="a\\b""#, "a backslash"),
+            (r#"NAME="a\$b""#, "a backslash"),
+            (r#"NAME="a" # comment"#, "goes on after its closing quote"),
+            (r#"NAME="a"b"c""#, "goes on after its closing quote"),
+            ("NAME='a''b'", "goes on after its closing quote"),
+            ("NAME=\"a\nb\"", "not closed in its line"),
+            (r#"NAME="a\"#, "not closed in its line"),
+            ("NAME='a\"", "not closed in its line"),
+            ("NAME='", "not closed in its line"),
+            ("# a\\\nNAME=b", "a comment that ends with a backslash"),
+            ("# a\rNAME=b", "a carriage return"),
+        ] {
+            let (line, text) = parse(text.as_bytes()).unwrap_err();
+            assert_eq!(line, 1, "{text}");
+            assert!(text.contains(why), "{text}");
+        }
+        for (text, value) in [
+            (r#"NAME="a\.b 'c' #""#, r"a\.b 'c' #"),
+            (r"NAME='a\\b\$'", r"a\\b\$"),
+            (r#"NAME=a"b"#, r#"a"b"#),
+            ("NAME=a # b", "a # b"),
+            (r#"NAME="" "#, ""),
+        ] {
+            let settings = parse(text.as_bytes()).unwrap();
+            let expected = [("NAME".to_owned(), value.as_bytes())];
+            assert_eq!(settings, expected, "{text}");
+        }
     }
 
     #[test]

@@ -169,10 +169,16 @@ fn naive_settings(bytes: &[u8]) -> Result<Vec<(String, Vec<u8>)>, usize> {
         return Err(1);
     }
     let mut found: Vec<(String, Vec<u8>)> = Vec::new();
-    for (index, line) in text.split('\n').enumerate() {
+    for (index, whole) in text.split('\n').enumerate() {
         let fault = Err(index + 1);
-        let line = line.trim_matches(blank);
+        let line = whole.trim_matches(blank);
+        if line.contains('\r') {
+            return fault;
+        }
         if line.is_empty() || line.starts_with(['#', ';']) {
+            if whole.ends_with('\\') {
+                return fault;
+            }
             continue;
         }
         let Some((name, value)) = line.split_once('=') else {
@@ -186,13 +192,16 @@ fn naive_settings(bytes: &[u8]) -> Result<Vec<(String, Vec<u8>)>, usize> {
         if name.is_empty() || !is_word || !is_known || value.contains('\0') {
             return fault;
         }
-        let mut value = value;
-        for quote in ["\"", "'"] {
-            if value.len() >= 2 && value.starts_with(quote) && value.ends_with(quote) {
-                value = &value[1..value.len() - 1];
-                break;
-            }
-        }
+        let escapes = ["\\\"", "\\$", "\\\\", "\\`"];
+        let value = match value.chars().next() {
+            Some('"') if escapes.iter().any(|escape| value.contains(escape)) => return fault,
+            Some(quote @ ('"' | '\'')) => match value.split(quote).collect::<Vec<_>>()[..] {
+                [_, quoted, ""] => quoted,
+                _ => return fault,
+            },
+            _ if value.contains('\\') => return fault,
+            _ => value,
+        };
         let octets = value
             .chars()
             .map(|character| u8::try_from(character).unwrap());
