@@ -169,7 +169,7 @@ fn description() -> Roff {
              connection and runs imap-tls with it on standard input and output, or in LISTEN_FDS. imap-tls starts BACKEND, the \
              IMAP server, on one end of a socketpair, gives up every privilege, and speaks TLS with the client: STARTTLS (RFC \
              3501, RFC 9051) on port 143, or TLS from the first byte on port 993.",
-            "Each option can also be set by an environment variable: IMAP_TLS_ and the option's name in capitals, as in \
+            "Each option but --keep and --check can also be set by an environment variable: IMAP_TLS_ and the option's name in capitals, as in \
              IMAP_TLS_LOGIN_TIMEOUT=60. IMAP_TLS_BACKEND holds BACKEND and its arguments, split at white space. The command line \
              wins. Users are given by name or number; neither may be root, and they must differ.",
         ],

@@ -52,9 +52,10 @@ pub(super) enum PolicyName {
     before_help = "A superserver (systemd, xinetd, inetd, tcpserver) runs imap-tls with a client's\n\
                    connection on standard input and output. It starts BACKEND, an IMAP server\n\
                    that needs no TLS, gives up every privilege, and speaks TLS with the client.",
-    after_help = "Each option can also be set by an environment variable: IMAP_TLS_ and its name\n\
-                  in capitals, as IMAP_TLS_LOGIN_TIMEOUT=60. IMAP_TLS_BACKEND holds BACKEND and\n\
-                  ARGS, split at spaces. Users are given by name or number.\n\
+    after_help = "Each option but --keep and --check can also be set by an environment variable:\n\
+                  IMAP_TLS_ and its name in capitals, as IMAP_TLS_LOGIN_TIMEOUT=60.\n\
+                  IMAP_TLS_BACKEND holds BACKEND and ARGS, split at spaces. Users are given by\n\
+                  name or number.\n\
                   Exit status: BACKEND's; else 0 for anything that a client did, 100 for usage and\n\
                   set-up, 111 for a fault of the system that may pass."
 )]
