@@ -337,8 +337,10 @@ impl fmt::Display for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (self.kind, self.addresses) {
             (_, Some(Addresses { peer, .. })) => write!(f, "{peer}"),
+            // The system forgets a peer's address at its reset.
+            (Kind::Inet, None) => f.write_str("gone"),
             (Kind::Pipe, None) => f.write_str("pipe"),
-            (Kind::Inet | Kind::Unix, None) => f.write_str("unix"),
+            (Kind::Unix, None) => f.write_str("unix"),
         }
     }
 }

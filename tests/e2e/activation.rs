@@ -78,6 +78,7 @@ pub fn tests() -> Vec<Trial> {
         test("activation: ignored and blocked signals of the superserver do no harm", &[], careless_superserver),
         test("activation: the client's socket, which the superserver may share, stays blocking", &[Need::Root], stays_blocking),
         test("activation: a client that has gone before the start is an ordinary end", &[], gone_before_start),
+        test("activation: a TCP client that has reset before the start is not taken for one on a unix socket", &[], reset_before_start),
     ]);
     tests
 }
@@ -362,6 +363,17 @@ fn gone_before_start(test: &Test) {
             "{socket:?}: {}",
             session.log()
         );
+    }
+    assert!(test.record().is_empty());
+}
+
+/// The system does not know its address any more.
+fn reset_before_start(test: &Test) {
+    for handover in [Handover::Stdio, Handover::ListenFd] {
+        let mut session = Program::new(test).start_on(Socket::ResetTcp4, handover, Stderr::Log);
+        assert_eq!(session.wait_as_last().code(), Some(0), "{}", session.log());
+        let line = session.session_line();
+        assert_eq!(line["end"], "client gone: Connection reset by peer");
     }
     assert!(test.record().is_empty());
 }

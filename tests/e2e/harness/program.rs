@@ -30,6 +30,8 @@ pub const KEEPER_ID: u32 = 61002;
 pub enum Socket {
     Tcp4,
     Tcp6,
+    /// The same, which the client has reset before the program starts.
+    ResetTcp4,
     /// An IPv4 client on a dual-stack IPv6 socket: `::ffff:127.0.0.1`.
     MappedTcp4,
     /// A connection to a listening unix socket.
@@ -322,7 +324,7 @@ impl Program {
         Session {
             initial,
             child,
-            client: Some(pair.client),
+            client: pair.client,
             peer: pair.peer,
             local: pair.local,
             log_path,
@@ -372,7 +374,8 @@ impl Program {
 
 /// Both ends of a connection.
 struct Pair {
-    client: Client,
+    /// Unless it has gone.
+    client: Option<Client>,
     server_input: OwnedFd,
     server_output: OwnedFd,
     peer: String,
@@ -399,7 +402,7 @@ fn connect(socket: Socket, dir: &Path) -> Pair {
         let local = SocketAddr::new(local.ip().to_canonical(), local.port()).to_string();
         let server: OwnedFd = server.into();
         Pair {
-            client: Client::on(client),
+            client: Some(Client::on(client)),
             server_input: server.try_clone().unwrap(),
             server_output: server,
             peer,
@@ -410,6 +413,17 @@ fn connect(socket: Socket, dir: &Path) -> Pair {
     let v6 = SocketAddr::from((Ipv6Addr::LOCALHOST, 0));
     match socket {
         Socket::Tcp4 => on_tcp(v4, v4),
+        Socket::ResetTcp4 => {
+            let mut pair = on_tcp(v4, v4);
+            // On this machine it has come when the call returns.
+            if let Some(client) = pair.client.take() {
+                client.reset();
+            }
+            Pair {
+                peer: "gone".to_owned(),
+                ..pair
+            }
+        }
         Socket::Tcp6 => on_tcp(v6, v6),
         Socket::MappedTcp4 => on_tcp(SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)), v4),
         Socket::Unix => {
@@ -419,7 +433,7 @@ fn connect(socket: Socket, dir: &Path) -> Pair {
             let (server, _) = listener.accept().unwrap();
             let server: OwnedFd = server.into();
             Pair {
-                client: Client::on(client),
+                client: Some(Client::on(client)),
                 server_input: server.try_clone().unwrap(),
                 server_output: server,
                 peer: "unix".to_owned(),
@@ -435,7 +449,7 @@ fn connect(socket: Socket, dir: &Path) -> Pair {
             )
             .unwrap();
             Pair {
-                client: Client::on(client),
+                client: Some(Client::on(client)),
                 server_input: server.try_clone().unwrap(),
                 server_output: server,
                 peer: "unix".to_owned(),
@@ -447,7 +461,7 @@ fn connect(socket: Socket, dir: &Path) -> Pair {
             let ((server_input, to_server), (from_server, server_output)) = (pipe(), pipe());
             let client = Client::on_pair(from_server, to_server);
             Pair {
-                client,
+                client: Some(client),
                 server_input,
                 server_output,
                 peer: "pipe".to_owned(),
@@ -461,7 +475,7 @@ fn connect(socket: Socket, dir: &Path) -> Pair {
 pub struct Session {
     child: Child,
     client: Option<Client>,
-    /// How log lines name the client: `127.0.0.1:50312`, `[::1]:50312`, `unix`, `pipe`.
+    /// How log lines name the client: `127.0.0.1:50312`, `[::1]:50312`, `unix`, `pipe`, `gone`.
     pub peer: String,
     /// The address that the client connected to, likewise.
     pub local: String,
