@@ -19,7 +19,7 @@ use crate::channel::Channel;
 use crate::cli::BackendUserChoice;
 use crate::error::{EXIT_SETUP, EXIT_TEMPORARY, Error, reason};
 use crate::log::Log;
-use crate::sandbox::{BackendUser, close_all_but};
+use crate::sandbox::{BackendUser, OwnUsers, close_all_but};
 use crate::sys;
 use crate::tls::{ClientIdentity, FACTS_LENGTH, Facts};
 
@@ -47,8 +47,8 @@ pub(crate) enum Origin {
 enum User {
     AsStarted,
     Known(BackendUser),
-    /// The client's certificate says.
-    OfCertificate,
+    /// The client's certificate says, but it may be none of these.
+    OfCertificate(Option<OwnUsers>),
 }
 
 /// A process that will become the backend when told to, and the connection that it will have then.
@@ -71,16 +71,17 @@ impl Program {
     /// Finds the program as execvp(3) would and prepares what it is started with.
     ///
     /// # Errors
-    /// `Setup` if it is not there or cannot be executed, or its user is unknown.
+    /// `Setup` if it is not there or cannot be executed, or its user is unknown or one of ours.
     pub(crate) fn prepare(
         command: &[OsString],
         user: &BackendUserChoice,
+        own: Option<&OwnUsers>,
         origin: Origin,
     ) -> Result<Self, Error> {
         let user = match user {
             BackendUserChoice::AsStarted => User::AsStarted,
-            BackendUserChoice::Named(name) => User::Known(BackendUser::look_up(name)?),
-            BackendUserChoice::OfCertificate => User::OfCertificate,
+            BackendUserChoice::Named(name) => User::Known(BackendUser::look_up(name, own)?),
+            BackendUserChoice::OfCertificate => User::OfCertificate(own.copied()),
         };
         let name = command.first().map_or(OsStr::new(""), OsString::as_os_str);
         let path = find_program(name)?;
@@ -333,19 +334,19 @@ fn become_backend(
     EXIT_SETUP
 }
 
-/// Security: the network process examined the certificate, so a hole in it could name any user. It could not name root.
+/// Security: the network process examined the certificate, so a hole in it could name any user. It could not name root, nor our own.
 fn choose_user(program: &Program, facts: Option<&Facts>) -> Result<Option<BackendUser>, Error> {
     match &program.user {
         User::AsStarted => Ok(None),
         User::Known(user) => Ok(Some(user.clone())),
-        User::OfCertificate => {
+        User::OfCertificate(own) => {
             let name = facts.and_then(Facts::client).and_then(ClientIdentity::user);
             name.ok_or_else(|| {
                 Error::Client(
                     "the client's certificate names no user (--backend-user-from-cert)".to_owned(),
                 )
             })
-            .and_then(BackendUser::look_up_unprivileged)
+            .and_then(|name| BackendUser::look_up_unprivileged(name, own.as_ref()))
             .map(Some)
         }
     }

@@ -15,7 +15,7 @@ use crate::log::Log;
 use crate::relay::{BackendSource, Remote};
 use crate::sandbox::{
     self, BackendUser, BoundingSet, Confinement, ConnectorUser, FEW_DESCRIPTORS, Features,
-    FileGrowth, Identity, Limits, Plan,
+    FileGrowth, Identity, Limits, OwnUsers, Plan,
 };
 use crate::sys;
 use crate::tls::{Settings, TicketLimits, TlsServer};
@@ -25,6 +25,8 @@ use crate::trust::Trust;
 pub(crate) struct Plans {
     pub(crate) keeper: Plan,
     pub(crate) network: Plan,
+    /// `None`: a plain user's, as all the rest.
+    users: Option<OwnUsers>,
 }
 
 impl Plans {
@@ -59,6 +61,7 @@ impl Plans {
                 Ok(Self {
                     keeper: plan(None, FileGrowth::Forbidden),
                     network: plan(None, growth),
+                    users: None,
                 })
             }
             Separation::Full {
@@ -69,7 +72,7 @@ impl Plans {
             } => {
                 let network = Identity::look_up(user, group.as_deref(), "--user")?;
                 let keeper = Identity::look_up(keeper_user, None, "--keeper-user")?;
-                sandbox::check_distinct(network, keeper)?;
+                let users = OwnUsers::new(network, keeper)?;
                 let root = sandbox::open_root(chroot)?;
                 let copy = sys::duplicate(root.as_fd())
                     .map_err(|error| Error::system("cannot copy a descriptor", reason(&error)))?;
@@ -77,17 +80,10 @@ impl Plans {
                 Ok(Self {
                     keeper: plan(confinement(keeper, copy), FileGrowth::Forbidden),
                     network: plan(confinement(network, root), growth),
+                    users: Some(users),
                 })
             }
         }
-    }
-}
-
-impl Plans {
-    /// The network process's user, if it has one of its own.
-    fn network_user(&self) -> Option<Identity> {
-        let confinement = self.network.confinement.as_ref();
-        confinement.map(|confinement| confinement.identity)
     }
 }
 
@@ -124,11 +120,12 @@ impl PreparedBackend {
                     header: *header,
                     target: target.clone(),
                 },
-                route: route(target, user, plans.network_user())?,
+                route: route(target, user, plans.users.as_ref())?,
             }),
             BackendChoice::Descriptor(number) => Ok(Self::Descriptor(*number)),
             BackendChoice::Program { command, user } => {
-                Program::prepare(command, user, origin).map(Self::Program)
+                let own = plans.users.as_ref();
+                Program::prepare(command, user, own, origin).map(Self::Program)
             }
         }
     }
@@ -285,18 +282,20 @@ fn binding(policy: Policy, trust: Option<&Trust>) -> Vec<u8> {
     binding
 }
 
-/// Where to connect to, and as whom: `network` is the network process's user, if it has one of its own.
+/// Where to connect to, and as whom: the network process's user, if it has one of its own and no other is named.
 ///
 /// # Errors
-/// `Setup` if there is no such user, or it may not connect there.
+/// `Setup` if there is no such user, or it is the keeper's, or may not connect there.
 pub(crate) fn route(
     target: &Target,
     user: &BackendUserChoice,
-    network: Option<Identity>,
+    own: Option<&OwnUsers>,
 ) -> Result<Route, Error> {
-    let user = match (user, network) {
-        (BackendUserChoice::Named(name), _) => ConnectorUser::Named(BackendUser::look_up(name)?),
-        (_, Some(identity)) => ConnectorUser::Network(identity),
+    let user = match (user, own) {
+        (BackendUserChoice::Named(name), _) => {
+            ConnectorUser::Named(BackendUser::look_up_connector(name, own)?)
+        }
+        (_, Some(own)) => ConnectorUser::Network(own.network),
         (_, None) => ConnectorUser::AsStarted,
     };
     Route::new(target.clone(), user)

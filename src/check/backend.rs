@@ -13,6 +13,7 @@ use crate::cli::{BackendChoice, BackendUserChoice, Options, Separation};
 use crate::error::Error;
 use crate::imap::Policy;
 use crate::log::{Destination, Escaped, Log, Verbosity};
+use crate::sandbox::OwnUsers;
 
 /// How long a backend may take to greet.
 const GREETING_LIMIT: Duration = Duration::from_secs(10);
@@ -28,7 +29,7 @@ pub(super) fn check_backend(report: &mut Report, options: &Options, found: Optio
                 found.is_some() || matches!(options.common.separation, Separation::Unprivileged);
             // Without its user, which is among the findings then, it would be looked at as root.
             if is_known || matches!(user, BackendUserChoice::Named(_)) {
-                check_connect(report, target, user, found.map(|found| found.network));
+                check_connect(report, target, user, found.map(|found| &found.users));
             }
             check_header(report, *header, options.policy);
         }
@@ -38,7 +39,8 @@ pub(super) fn check_backend(report: &mut Report, options: &Options, found: Optio
             "a descriptor, which only a session has",
         ),
         BackendChoice::Program { command, user } => {
-            check_program(report, command, user, options.policy);
+            let users = found.map(|found| &found.users);
+            check_program(report, command, (user, users), options.policy);
         }
     }
 }
@@ -46,10 +48,10 @@ pub(super) fn check_backend(report: &mut Report, options: &Options, found: Optio
 fn check_program(
     report: &mut Report,
     command: &[OsString],
-    user: &BackendUserChoice,
+    (user, own): (&BackendUserChoice, Option<&OwnUsers>),
     policy: Policy,
 ) {
-    let program = Program::prepare(command, user, Origin::Socket);
+    let program = Program::prepare(command, user, own, Origin::Socket);
     let name = command
         .first()
         .map(|name| name.to_string_lossy().into_owned())

@@ -7,16 +7,16 @@ use crate::error::Error;
 use crate::imap::Policy;
 use crate::log::{Destination, Log, Verbosity};
 use crate::proxy_header::outgoing::Version;
-use crate::sandbox::{BoundingSet, Identity};
+use crate::sandbox::{BoundingSet, OwnUsers};
 use crate::setup::route;
 
 pub(super) fn check_connect(
     report: &mut Report,
     target: &Target,
     user: &BackendUserChoice,
-    network: Option<Identity>,
+    own: Option<&OwnUsers>,
 ) {
-    let examined = route(target, user, network).and_then(|route| examine(&route));
+    let examined = route(target, user, own).and_then(|route| examine(&route));
     let praise = |text: &String| format!("'{target}': {text}");
     if report.take("backend", examined, praise).is_none() {
         return;

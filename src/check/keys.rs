@@ -120,7 +120,7 @@ fn ask_keeper<T>(
     found: Option<&Found<'_>>,
     ask: impl FnOnce(Offer) -> T,
 ) -> Result<T, Error> {
-    let plan = plan(found, |found| found.keeper, options.memory_limit)?;
+    let plan = plan(found, |found| found.users.keeper, options.memory_limit)?;
     // No ticket is asked for, so they are bound to nothing.
     let keeper = start_own_keeper(options, &[], plan)?;
     let result = keeper.introduction().map(ask);

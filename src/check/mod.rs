@@ -16,8 +16,8 @@ use crate::cli::{Separation, Task};
 use crate::error::{EXIT_SETUP, Error, reason};
 use crate::proxy_header::Sender;
 use crate::sandbox::{
-    self, BoundingSet, Confinement, FEW_DESCRIPTORS, Features, FileGrowth, Identity, Limits, Plan,
-    Role,
+    self, BoundingSet, Confinement, FEW_DESCRIPTORS, Features, FileGrowth, Identity, Limits,
+    OwnUsers, Plan, Role,
 };
 use crate::sys;
 
@@ -199,8 +199,7 @@ fn check_balancers(report: &mut Report, senders: &[Sender]) {
 /// Users and directory, as far as they are good.
 struct Found<'a> {
     chroot: &'a Path,
-    keeper: Identity,
-    network: Identity,
+    users: OwnUsers,
 }
 
 fn check_separation<'a>(report: &mut Report, separation: &'a Separation) -> Option<Found<'a>> {
@@ -235,17 +234,13 @@ fn check_separation<'a>(report: &mut Report, separation: &'a Separation) -> Opti
             chroot.display()
         )
     });
-    let (network, keeper) = (network?, keeper?);
-    if let Err(error) = sandbox::check_distinct(network, keeper) {
-        report.add(Level::Error, "separation", error);
-        return None;
+    match OwnUsers::new(network?, keeper?) {
+        Ok(users) => root.map(|_| Found { chroot, users }),
+        Err(error) => {
+            report.add(Level::Error, "separation", error);
+            None
+        }
     }
-    root?;
-    Some(Found {
-        chroot,
-        keeper,
-        network,
-    })
 }
 
 impl Found<'_> {
@@ -286,7 +281,7 @@ fn plan(
 fn check_confinement(report: &mut Report, found: Option<&Found<'_>>, memory_limit: u64) {
     use nix::sys::wait::{WaitStatus, waitpid};
     const FAILED: u8 = 1;
-    let entered = plan(found, |found| found.network, memory_limit).and_then(|plan| {
+    let entered = plan(found, |found| found.users.network, memory_limit).and_then(|plan| {
         let child = sys::fork_into(|| match sandbox::enter(Role::Network, plan, &[]) {
             Ok(_) => 0,
             Err(_) => FAILED,

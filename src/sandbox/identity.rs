@@ -14,7 +14,15 @@ pub(crate) struct Identity {
     pub(crate) user: Uid,
 }
 
-/// The user of the backend, with what its environment and groups need; may be any user, root too.
+/// The users of the network process and of the keeper: two, and nobody else's, since kill(2) and ptrace(2) ask for no more than the
+/// same uid.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct OwnUsers {
+    pub(crate) keeper: Identity,
+    pub(crate) network: Identity,
+}
+
+/// The user of the backend, with what its environment and groups need; may be any user but our own, root too.
 #[derive(Clone, Debug)]
 pub(crate) struct BackendUser {
     pub(crate) group: Gid,
@@ -88,26 +96,83 @@ impl Identity {
     }
 }
 
+impl OwnUsers {
+    /// Two, so that a hole in one process does not open the other.
+    ///
+    /// # Errors
+    /// `Setup` if they are one.
+    pub(crate) fn new(network: Identity, keeper: Identity) -> Result<Self, Error> {
+        if network.user == keeper.user {
+            return Err(one_user("--user", KEEPER_USER, network.user, A_HOLE));
+        }
+        Ok(Self { keeper, network })
+    }
+
+    /// The option by which this user is one of them.
+    fn option(&self, user: Uid) -> Option<&'static str> {
+        [(self.keeper, KEEPER_USER), (self.network, "--user")]
+            .into_iter()
+            .find_map(|(own, option)| (own.user == user).then_some(option))
+    }
+}
+
+const BACKEND_USER: &str = "--backend-user";
+const KEEPER_USER: &str = "--keeper-user";
+/// Why two users must differ.
+const A_HOLE: &str = "a hole in one opens the other";
+
+fn one_user(option: &str, other: &str, uid: Uid, else_what: &str) -> Error {
+    Error::Setup(format!(
+        "{option} and {other} are both uid {uid}: they must differ, or {else_what}"
+    ))
+}
+
 impl BackendUser {
     /// Looks up the user that the backend is to run as (`--backend-user`).
     ///
+    /// Security: whoever has logged in may be able to have programs run as this user.
+    ///
     /// # Errors
-    /// `Setup` if there is no such user.
-    pub(crate) fn look_up(name: &str) -> Result<Self, Error> {
-        const OPTION: &str = "--backend-user";
+    /// `Setup` if there is no such user, or if it is one of ours.
+    pub(crate) fn look_up(name: &str, own: Option<&OwnUsers>) -> Result<Self, Error> {
+        let user = Self::look_up_named(name)?;
+        match own.and_then(|own| own.option(user.user)) {
+            Some(option) => Err(one_user(
+                BACKEND_USER,
+                option,
+                user.user,
+                "whoever has logged in can end other people's sessions",
+            )),
+            None => Ok(user),
+        }
+    }
+
+    /// Looks up the user that the connector is to run as. The network process's is what it is by default.
+    ///
+    /// # Errors
+    /// `Setup` if there is no such user, or if it is the keeper's.
+    pub(crate) fn look_up_connector(name: &str, own: Option<&OwnUsers>) -> Result<Self, Error> {
+        let user = Self::look_up_named(name)?;
+        if own.is_some_and(|own| own.keeper.user == user.user) {
+            return Err(one_user(BACKEND_USER, KEEPER_USER, user.user, A_HOLE));
+        }
+        Ok(user)
+    }
+
+    fn look_up_named(name: &str) -> Result<Self, Error> {
         // Its name and its home are needed even of one that is given by number.
-        look_up_user(name, OPTION, Elsewhere::Asked)?
+        look_up_user(name, BACKEND_USER, Elsewhere::Asked)?
             .and_then(Self::of)
-            .ok_or_else(|| unknown("user", name, OPTION))
+            .ok_or_else(|| unknown("user", name, BACKEND_USER))
     }
 
     /// Looks up the user whom a client's certificate names (`--backend-user-from-cert`).
     ///
     /// # Errors
-    /// `Client` if there is no such user, or if it is root or in root's group, who read their mail otherwise.
-    pub(crate) fn look_up_unprivileged(name: &str) -> Result<Self, Error> {
+    /// `Client` if there is no such user, or if it is root or in root's group, who read their mail otherwise, or one of ours.
+    pub(crate) fn look_up_unprivileged(name: &str, own: Option<&OwnUsers>) -> Result<Self, Error> {
         const OPTION: &str = "--backend-user-from-cert";
-        let refused = |why| {
+        let refused = |why: &str| {
             Error::Client(format!(
                 "the client's certificate names '{name}', {why} ({OPTION})"
             ))
@@ -121,7 +186,10 @@ impl BackendUser {
         if user.user.is_root() || user.group.as_raw() == 0 {
             return Err(refused("who has uid 0 or gid 0"));
         }
-        Ok(user)
+        match own.and_then(|own| own.option(user.user)) {
+            Some(option) => Err(refused(&format!("whose uid is that of {option}"))),
+            None => Ok(user),
+        }
     }
 
     fn of(user: User) -> Option<Self> {

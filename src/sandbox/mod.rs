@@ -12,7 +12,7 @@ use std::path::Path;
 
 use nix::libc;
 
-pub(crate) use identity::{BackendUser, ConnectorUser, Identity};
+pub(crate) use identity::{BackendUser, ConnectorUser, Identity, OwnUsers};
 pub(crate) use kernel::{Features, Requirement};
 pub(crate) use limits::{FEW_DESCRIPTORS, FileGrowth, Limits, close_all_but, forbid_tracing};
 
@@ -193,20 +193,6 @@ fn change_root(root: BorrowedFd<'_>) -> Result<(), Error> {
         .and_then(|()| nix::unistd::chroot("."))
         .and_then(|()| nix::unistd::chdir("/"))
         .map_err(|error| Error::system("cannot change the root directory (--chroot)", error.desc()))
-}
-
-/// Two users, so that a hole in one process does not open the other by ptrace(2) or kill(2).
-///
-/// # Errors
-/// `Setup` if they are one.
-pub(crate) fn check_distinct(network: Identity, keeper: Identity) -> Result<(), Error> {
-    if network.user != keeper.user {
-        return Ok(());
-    }
-    Err(Error::Setup(format!(
-        "--user and --keeper-user are both uid {}: they must differ, or a hole in one opens the other",
-        network.user
-    )))
 }
 
 /// Opens the directory to be confined in: root's, empty, and not writable by anybody else.

@@ -514,7 +514,7 @@ fn external(test: &Test) {
     }
 }
 
-/// Accounts that the machine does not have: two of people, one with uid 0, one whose group is root's.
+/// Accounts that the machine does not have: two of people, one with uid 0, one whose group is root's, and those of our own processes.
 fn accounts(test: &Test) -> String {
     let add = |name: &str, lines: &str| {
         let path = test.path(name);
@@ -526,7 +526,8 @@ fn accounts(test: &Test) -> String {
         "passwd",
         "alice:x:61020:61020::/home/alice:/bin/rbash\nb.o-b_1:x:61021:61020::/home/bob:/bin/sh\n\
          toor:x:0:61020::/root:/bin/sh\nwheel:x:61022:0::/root:/bin/sh\nAlice:x:61023:61023::/:/bin/sh\n\
-         alice@example.org:x:61023:61023::/:/bin/sh\n61020:x:61023:61023::/:/bin/sh\n",
+         alice@example.org:x:61023:61023::/:/bin/sh\n61020:x:61023:61023::/:/bin/sh\n\
+         e2enetwork:x:61001:61020::/:/bin/sh\ne2ekeeper:x:61002:61020::/:/bin/sh\n",
     ) + &add(
         "group",
         "alice:x:61020:\ne2efriends:x:61024:alice,mallory\ne2eothers:x:61025:bob\n",
@@ -601,6 +602,14 @@ fn no_user_of_certificate(test: &Test) {
             (
                 "wheel",
                 "the client's certificate names 'wheel', who has uid 0 or gid 0 (--backend-user-from-cert)",
+            ),
+            (
+                "e2enetwork",
+                "the client's certificate names 'e2enetwork', whose uid is that of --user (--backend-user-from-cert)",
+            ),
+            (
+                "e2ekeeper",
+                "the client's certificate names 'e2ekeeper', whose uid is that of --keeper-user (--backend-user-from-cert)",
             ),
             (
                 "nemo",

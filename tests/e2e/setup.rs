@@ -512,6 +512,36 @@ pub const ROOT_FAULTS: &[Fault] = &[
         says: &["--user and --keeper-user are both uid 61001"],
     },
     Fault {
+        name: "the network process's user as the backend's",
+        breaks: |_, program| {
+            program
+                .option("--user", "games")
+                .without("--group")
+                .option("--backend-user", "games")
+        },
+        says: &["--backend-user and --user are both uid"],
+    },
+    Fault {
+        name: "the keeper's user as the backend's",
+        breaks: |_, program| {
+            program
+                .option("--keeper-user", "games")
+                .option("--backend-user", "games")
+        },
+        says: &["--backend-user and --keeper-user are both uid"],
+    },
+    Fault {
+        name: "the keeper's user as the connector's",
+        breaks: |_, program| {
+            program
+                .backend([""; 0])
+                .option("--connect", "127.0.0.1:10143")
+                .option("--keeper-user", "games")
+                .option("--backend-user", "games")
+        },
+        says: &["--backend-user and --keeper-user are both uid"],
+    },
+    Fault {
         name: "a chroot directory that is not there",
         breaks: |test, program| program.option("--chroot", test.path("none")),
         says: &["none' (--chroot) cannot be opened: No such file or directory"],
