@@ -28,9 +28,30 @@ use crate::tls::{ClientIdentity, FACTS_LENGTH, Facts};
 pub(crate) struct Program {
     arguments: Vec<CString>,
     environment: Vec<CString>,
-    origin: Origin,
     path: CString,
+    scope: Scope,
     user: User,
+}
+
+/// What there can be to tell a launcher, by the options: nobody may tell it more.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Scope {
+    pub(crate) certificates: ClientCertificates,
+    pub(crate) origin: Origin,
+}
+
+/// Whether clients are asked for certificates (`--client-ca`).
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum ClientCertificates {
+    Asked,
+    NotAsked,
+}
+
+/// When in a connection a launcher's backend is there.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Phase {
+    Cleartext,
+    Secured,
 }
 
 /// Where the client's address comes from.
@@ -76,7 +97,7 @@ impl Program {
         command: &[OsString],
         user: &BackendUserChoice,
         own: Option<&OwnUsers>,
-        origin: Origin,
+        scope: Scope,
     ) -> Result<Self, Error> {
         let user = match user {
             BackendUserChoice::AsStarted => User::AsStarted,
@@ -92,8 +113,8 @@ impl Program {
         Ok(Self {
             arguments,
             environment: environment()?,
-            origin,
             path: c_string(path.as_os_str().as_bytes())?,
+            scope,
             user,
         })
     }
@@ -157,6 +178,7 @@ impl Launcher {
     /// `System` if there is no process or socket to be had.
     pub(crate) fn start(
         program: &Program,
+        phase: Phase,
         addresses: Option<&Addresses>,
         log: &Log,
     ) -> Result<Self, Error> {
@@ -166,7 +188,7 @@ impl Launcher {
         };
         let (ours, theirs) = pair(SockType::Stream)?;
         let (control, controlled) = pair(SockType::SeqPacket)?;
-        let launch = || launch(program, addresses, log, &controlled, &theirs);
+        let launch = || launch(program, phase, addresses, log, &controlled, &theirs);
         let process = sys::fork_into(launch).map_err(|error| {
             Error::system("cannot start the backend's launcher", reason(&error))
         })?;
@@ -218,6 +240,7 @@ impl Launcher {
 /// The launcher's life: it waits, with privileges, for one record of fixed size, and becomes the backend or ends.
 fn launch(
     program: &Program,
+    phase: Phase,
     addresses: Option<&Addresses>,
     log: &Log,
     control: &OwnedFd,
@@ -237,7 +260,7 @@ fn launch(
     let told = match length {
         // Released without having been needed: no TLS, no backend.
         0 => return 0,
-        RECORD_LENGTH => Told::decode(&record, program.origin),
+        RECORD_LENGTH => Told::decode(&record, program.scope, phase),
         _ => None,
     };
     let Some(told) = told else {
@@ -263,18 +286,22 @@ struct Told {
 
 impl Told {
     /// The content of a record, checked: who reads it has privileges, who wrote it has none.
-    fn decode(record: &[u8], origin: Origin) -> Option<Self> {
+    fn decode(record: &[u8], scope: Scope, phase: Phase) -> Option<Self> {
         let (what, rest) = record.split_first()?;
         let (addresses, rest) = rest.split_first_chunk()?;
         let addresses = Addresses::decode(addresses)?;
-        if origin == Origin::Socket && addresses.is_some() {
+        if scope.origin == Origin::Socket && addresses.is_some() {
             return None;
         }
-        let facts = match *what {
-            GO_CLEARTEXT => None,
-            GO_TLS => Some(Facts::decode(rest.first_chunk()?)?),
+        let facts = match (*what, phase) {
+            (GO_CLEARTEXT, Phase::Cleartext) => None,
+            (GO_TLS, Phase::Secured) => Some(Facts::decode(rest.first_chunk()?)?),
             _ => return None,
         };
+        let has_client = facts.as_ref().and_then(Facts::client).is_some();
+        if scope.certificates == ClientCertificates::NotAsked && has_client {
+            return None;
+        }
         Some(Self { addresses, facts })
     }
 }
@@ -387,14 +414,25 @@ pub mod door {
         pub encoded: Vec<u8>,
     }
 
-    /// `behind`: whether the addresses come from a PROXY header.
-    pub fn read(record: &[u8], behind: bool) -> Option<Read> {
-        let origin = if behind {
-            Origin::Header
-        } else {
-            Origin::Socket
+    /// `behind`: whether the addresses come from a PROXY header. `asks`: whether clients are asked for certificates.
+    pub fn read(record: &[u8], behind: bool, asks: bool) -> Option<Read> {
+        let scope = Scope {
+            certificates: if asks {
+                ClientCertificates::Asked
+            } else {
+                ClientCertificates::NotAsked
+            },
+            origin: if behind {
+                Origin::Header
+            } else {
+                Origin::Socket
+            },
         };
-        let told = Told::decode(record, origin)?;
+        let mut takers = [Phase::Cleartext, Phase::Secured]
+            .into_iter()
+            .filter_map(|phase| Told::decode(record, scope, phase));
+        let told = takers.next()?;
+        assert!(takers.next().is_none(), "either launcher takes it");
         let mut environment = Vec::new();
         if let Some(addresses) = &told.addresses {
             set_addresses(&mut environment, addresses);
@@ -421,15 +459,60 @@ mod tests {
         record
     }
 
+    fn scope(certificates: ClientCertificates, origin: Origin) -> Scope {
+        Scope {
+            certificates,
+            origin,
+        }
+    }
+
     #[test]
     fn a_launcher_is_told_addresses_only_where_a_header_has_them() {
         const IPV6: u8 = 6;
-        let told = |family, origin| Told::decode(&record(GO_CLEARTEXT, family), origin);
+        let told = |family, origin| {
+            let scope = scope(ClientCertificates::NotAsked, origin);
+            Told::decode(&record(GO_CLEARTEXT, family), scope, Phase::Cleartext)
+        };
         assert!(told(0, Origin::Socket).is_some_and(|told| told.addresses.is_none()));
         assert!(told(0, Origin::Header).is_some_and(|told| told.addresses.is_none()));
         assert!(told(IPV6, Origin::Header).is_some_and(|told| told.addresses.is_some()));
         assert!(told(IPV6, Origin::Socket).is_none());
         assert!(told(4, Origin::Header).is_none());
-        assert!(Told::decode(&record(3, 0), Origin::Header).is_none());
+    }
+
+    #[test]
+    fn a_launcher_is_told_of_a_client_only_where_certificates_are_asked_for() {
+        const IS_CLIENT_KNOWN: usize = 1 + ADDRESSES_LENGTH + 7;
+        let told = |known, certificates| {
+            let mut record = record(GO_TLS, 0);
+            record[IS_CLIENT_KNOWN] = known;
+            Told::decode(&record, scope(certificates, Origin::Socket), Phase::Secured)
+        };
+        let has_client = |told: Told| told.facts.unwrap().client().is_some();
+        let (asked, not_asked) = (ClientCertificates::Asked, ClientCertificates::NotAsked);
+        assert_eq!(told(0, asked).map(has_client), Some(false));
+        assert_eq!(told(1, asked).map(has_client), Some(true));
+        assert_eq!(told(0, not_asked).map(has_client), Some(false));
+        assert_eq!(told(1, not_asked).map(has_client), None);
+    }
+
+    #[test]
+    fn a_launcher_takes_the_order_of_its_own_phase_alone() {
+        let scope = scope(ClientCertificates::Asked, Origin::Header);
+        for (order, phase, is_secured) in [
+            (GO_CLEARTEXT, Phase::Cleartext, Some(false)),
+            (GO_CLEARTEXT, Phase::Secured, None),
+            (GO_TLS, Phase::Cleartext, None),
+            (GO_TLS, Phase::Secured, Some(true)),
+            (3, Phase::Cleartext, None),
+            (3, Phase::Secured, None),
+        ] {
+            let told = Told::decode(&record(order, 0), scope, phase);
+            assert_eq!(
+                told.map(|told| told.facts.is_some()),
+                is_secured,
+                "{order} {phase:?}"
+            );
+        }
     }
 }

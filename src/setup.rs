@@ -4,7 +4,7 @@
 use std::os::fd::{AsFd as _, BorrowedFd, RawFd};
 
 use crate::activation::Addresses;
-use crate::backend::{Backend, Launcher, Origin, Program};
+use crate::backend::{Backend, ClientCertificates, Launcher, Origin, Phase, Program, Scope};
 use crate::channel::Channel;
 use crate::cli::{BackendChoice, BackendUserChoice, CommonOptions, Options, Separation};
 use crate::connector::{Connector, Route, Target};
@@ -105,11 +105,6 @@ impl PreparedBackend {
     /// # Errors
     /// `Setup`, naming the option.
     pub(crate) fn prepare(options: &Options, plans: &Plans) -> Result<Self, Error> {
-        let origin = if options.proxy_from.is_empty() {
-            Origin::Socket
-        } else {
-            Origin::Header
-        };
         match &options.backend {
             BackendChoice::Connect {
                 header,
@@ -125,7 +120,7 @@ impl PreparedBackend {
             BackendChoice::Descriptor(number) => Ok(Self::Descriptor(*number)),
             BackendChoice::Program { command, user } => {
                 let own = plans.users.as_ref();
-                Program::prepare(command, user, own, origin).map(Self::Program)
+                Program::prepare(command, user, own, scope(options)).map(Self::Program)
             }
         }
     }
@@ -153,11 +148,25 @@ impl PreparedBackend {
             Self::Descriptor(number) => take_descriptor(*number),
             Self::Program(program) => Ok(BackendSource::Launchers {
                 cleartext: is_optional
-                    .then(|| Launcher::start(program, addresses, log))
+                    .then(|| Launcher::start(program, Phase::Cleartext, addresses, log))
                     .transpose()?,
-                secured: Launcher::start(program, addresses, log)?,
+                secured: Launcher::start(program, Phase::Secured, addresses, log)?,
             }),
         }
+    }
+}
+
+fn scope(options: &Options) -> Scope {
+    Scope {
+        certificates: match options.client_auth {
+            Some(_) => ClientCertificates::Asked,
+            None => ClientCertificates::NotAsked,
+        },
+        origin: if options.proxy_from.is_empty() {
+            Origin::Socket
+        } else {
+            Origin::Header
+        },
     }
 }
 

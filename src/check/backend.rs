@@ -7,7 +7,7 @@ use nix::poll::{PollFd, PollFlags};
 
 use super::connect::{check_connect, check_header};
 use super::{Found, Level, Report};
-use crate::backend::{Backend, Launcher, Origin, Program};
+use crate::backend::{Backend, ClientCertificates, Launcher, Origin, Phase, Program, Scope};
 use crate::channel::Received;
 use crate::cli::{BackendChoice, BackendUserChoice, Options, Separation};
 use crate::error::Error;
@@ -51,7 +51,11 @@ fn check_program(
     (user, own): (&BackendUserChoice, Option<&OwnUsers>),
     policy: Policy,
 ) {
-    let program = Program::prepare(command, user, own, Origin::Socket);
+    let scope = Scope {
+        certificates: ClientCertificates::NotAsked,
+        origin: Origin::Socket,
+    };
+    let program = Program::prepare(command, user, own, scope);
     let name = command
         .first()
         .map(|name| name.to_string_lossy().into_owned())
@@ -65,7 +69,7 @@ fn check_program(
         return report.add(Level::Ok, "backend", text);
     }
     let log = Log::open(Destination::Stderr, Verbosity::Quiet, true);
-    let greeting = Launcher::start(&program, None, &log)
+    let greeting = Launcher::start(&program, Phase::Cleartext, None, &log)
         .and_then(|launcher| greeting(launcher.go(None, None), &name));
     let Some(greeting) = report.take("backend", greeting, |line| format!("it greets: {line}"))
     else {

@@ -121,6 +121,11 @@ pub fn tests() -> Vec<Trial> {
             backend_keeps_root,
         ),
         test(
+            "process: a launcher is told of no client's certificate unless one is asked for, and starts no backend in clear that is for TLS",
+            &[Need::Root, Need::X86_64],
+            launcher_is_deceived,
+        ),
+        test(
             "process: the backend runs as its own user",
             &[Need::Root],
             backend_user,
@@ -600,6 +605,94 @@ fn backend_keeps_root(test: &Test) {
         status.mask("CapEff"),
         Process(std::process::id() as i32).status().mask("CapEff")
     );
+}
+
+/// A launcher's record as a network process that was taken over may write it: an order, the socket's addresses, TLS 1.3 without a
+/// server name, and what the certificate of a client with this name says.
+fn record(order: u8, client: Option<&str>) -> Vec<u8> {
+    const ADDRESSES: usize = 37;
+    const SERVER_NAME: usize = 253;
+    const CLIENT: usize = 2356;
+    let mut record = vec![order];
+    record.extend([0; ADDRESSES]);
+    record.extend([3, 4, 0x13, 1, 0, 29, 0, u8::from(client.is_some()), 0]);
+    record.extend([0; SERVER_NAME]);
+    let length = record.len() + CLIENT;
+    if let Some(name) = client {
+        let subject = format!("CN={name}");
+        for text in ["CN=ca", "01", "", "", &subject, name, "", "", "AB"] {
+            record.extend(u16::try_from(text.len()).unwrap().to_be_bytes());
+            record.extend(text.as_bytes());
+        }
+    }
+    record.resize(length, 0);
+    record
+}
+
+/// The network process's sockets that have messages: which is the launcher's it need not know.
+fn message_sockets(network: Process) -> Vec<i32> {
+    const SEQPACKET: &str = "0005";
+    let table = std::fs::read_to_string("/proc/net/unix").unwrap();
+    let inodes: BTreeSet<String> = table
+        .lines()
+        .map(|line| line.split_whitespace().collect::<Vec<_>>())
+        .filter(|fields| fields.get(4) == Some(&SEQPACKET))
+        .map(|fields| format!("socket:[{}]", fields[6]))
+        .collect();
+    let descriptors = network.descriptors().into_iter();
+    let sockets = descriptors.filter(|(_, target)| inodes.contains(target));
+    sockets.map(|(number, _)| number).collect()
+}
+
+fn launcher_is_deceived(test: &Test) {
+    const CLEARTEXT: u8 = 1;
+    const TLS: u8 = 2;
+    let ca = Authority::make(&test.path("ca"), "Example CA");
+    for (policy, asks, order, client, is_believed) in [
+        ("required", false, TLS, None, true),
+        ("required", false, TLS, Some("root"), false),
+        ("required", true, TLS, Some("root"), true),
+        ("required", false, CLEARTEXT, None, false),
+        ("implicit", false, CLEARTEXT, None, false),
+        ("optional", false, CLEARTEXT, None, false),
+    ] {
+        let name = format!("{policy} {order} {client:?}");
+        let mut program = Program::new(test).tls(policy);
+        if asks {
+            program = program.option("--client-ca", &ca.file);
+        }
+        let mut session = program.start();
+        if policy != "implicit" {
+            session.client().greeting();
+        }
+        let network = session.wait_idle();
+        let before = test.record().backends().len();
+        let record = record(order, client);
+        for socket in message_sockets(network) {
+            let arguments = [
+                Arg::Number(u64::try_from(socket).unwrap()),
+                Arg::Bytes(&record),
+                Arg::Number(u64::try_from(record.len()).unwrap()),
+                Arg::Number(u64::try_from(libc::MSG_NOSIGNAL).unwrap()),
+                Arg::Number(0),
+                Arg::Number(0),
+            ];
+            inject(session.wait_idle(), libc::SYS_sendto, &arguments);
+        }
+        if is_believed {
+            let environment = eventually("a backend starts", || {
+                (test.record().backends().len() > before)
+                    .then(|| test.record().backend(before).environment())
+            });
+            let found = environment.get("SSL_CLIENT_S_DN_CN").map(String::as_str);
+            assert_eq!(found, client, "{name}");
+        } else {
+            session.wait_log("sent a record that it cannot have made in good faith");
+            assert_eq!(test.record().backends().len(), before, "{name}");
+        }
+        session.close_client();
+        session.wait();
+    }
 }
 
 fn backend_user(test: &Test) {

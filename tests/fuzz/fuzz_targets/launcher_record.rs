@@ -5,7 +5,7 @@
 //! the same when it is written and read again.
 #![no_main]
 
-use imap_tls::fuzzing::launcher::{RECORD_LENGTH, read};
+use imap_tls::fuzzing::launcher::{RECORD_LENGTH, Read, read};
 use imap_tls::fuzzing::{Addresses, connector};
 use libfuzzer_sys::{fuzz_mutator, fuzz_target, fuzzer_mutate};
 use std::os::unix::ffi::OsStrExt as _;
@@ -46,12 +46,24 @@ fuzz_target!(|input: &[u8]| {
     connector_messages(input);
     let mut record = input.to_vec();
     record.resize(RECORD_LENGTH, 0);
-    let behind = read(&record, true);
-    let socket = read(&record, false);
+    let behind = read(&record, true, true);
+    let socket = read(&record, false, true);
     // Where the address is the socket's, nobody may say another.
     match (&behind, &socket) {
         (Some(read), None) => assert!(read.addresses.is_some()),
         (behind, socket) => assert_eq!(behind, socket),
+    }
+    // Where no client is asked for a certificate, nobody may say that one has shown it.
+    let is_client = |read: &Read| {
+        let variables = &mut read.environment.iter();
+        variables.any(|variable| variable.to_bytes() == b"SSL_CLIENT_VERIFY=SUCCESS")
+    };
+    match (&behind, &read(&record, true, false)) {
+        (Some(read), None) => assert!(is_client(read)),
+        (behind, unasked) => {
+            assert_eq!(behind, unasked);
+            assert!(!unasked.as_ref().is_some_and(is_client));
+        }
     }
     let naive = naive(&record);
     assert_eq!(behind.is_some(), naive.is_some(), "{behind:?}");
@@ -60,7 +72,10 @@ fuzz_target!(|input: &[u8]| {
     };
     assert_eq!(accepted.addresses.is_some(), naive.has_addresses);
     assert_eq!(accepted.encoded.len(), RECORD_LENGTH);
-    assert_eq!(read(&accepted.encoded, true).as_ref(), Some(&accepted));
+    assert_eq!(
+        read(&accepted.encoded, true, true).as_ref(),
+        Some(&accepted)
+    );
     for variable in &accepted.environment {
         let text = variable.to_str().expect("text");
         let (name, value) = text.split_once('=').expect("a name");
