@@ -103,7 +103,7 @@ pub(crate) fn keep(
 }
 
 fn start(options: &CommonOptions, sockets: &Sockets, log: &Log) -> Result<SharedKeeper, Error> {
-    let mut plan = Plans::look_up(options, log)?.keeper;
+    let mut plan = Plans::look_up(options, log)?.keeper()?;
     let most = options.listening.max_connections;
     plan.limits.descriptors = keeper::descriptors(most);
     let room = keeper::room(plan.limits.descriptors);

@@ -66,12 +66,12 @@ impl Common {
                     .to_owned(),
             ));
         }
-        let mut plans = Plans::look_up(&options.common, log)?;
+        let plans = Plans::look_up(&options.common, log)?;
         let trust = Trust::read(&options)?;
         let backend = PreparedBackend::prepare(&options, &plans)?;
-        plans.keeper.limits.descriptors =
-            keeper::descriptors(options.common.listening.max_connections);
-        let (keeper, offer) = start_shared_keeper(&options, trust.as_ref(), plans.keeper)?;
+        let mut plan = plans.keeper()?;
+        plan.limits.descriptors = keeper::descriptors(options.common.listening.max_connections);
+        let (keeper, offer) = start_shared_keeper(&options, trust.as_ref(), plan)?;
         for warning in &offer.warnings {
             log.warning(warning);
         }
@@ -82,7 +82,7 @@ impl Common {
         Ok(Self {
             backend,
             keeper,
-            network: plans.network,
+            network: plans.network(),
             options,
             tls,
         })

@@ -133,11 +133,10 @@ pub(crate) fn session(
         connection.addresses.as_ref(),
         log,
     )?;
-    plans.keeper.bounding_set = BoundingSet::empty();
-    plans.network.bounding_set = plans.keeper.bounding_set;
+    plans.bounding_set = BoundingSet::empty();
     // Here, so that it is done once for the keeper and for us: what it takes on a virtual machine is a good part of a fork.
     examine_processor();
-    let keeper = start_keeper(options, trust.as_ref(), plans.keeper)?;
+    let keeper = start_keeper(options, trust.as_ref(), &plans)?;
     let served = Served {
         applicant: None,
         backend,
@@ -145,7 +144,7 @@ pub(crate) fn session(
         keeper: &keeper,
         log,
         options,
-        plan: plans.network,
+        plan: plans.network(),
     };
     attend(served, || {
         let offer = keeper.introduction()?;

@@ -1,7 +1,7 @@
 //! From options to what a connection needs - users, backend, keeper, TLS: the same steps for a session, for the listener and for
 //! `--check`.
 
-use std::os::fd::{AsFd as _, BorrowedFd, RawFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd, RawFd};
 
 use crate::activation::Addresses;
 use crate::backend::{Backend, ClientCertificates, Launcher, Origin, Phase, Program, Scope};
@@ -21,12 +21,18 @@ use crate::sys;
 use crate::tls::{Settings, TicketLimits, TlsServer};
 use crate::trust::Trust;
 
-/// How each of the confined processes is to be confined.
+/// How the confined processes are to be confined.
 pub(crate) struct Plans {
-    pub(crate) keeper: Plan,
-    pub(crate) network: Plan,
-    /// `None`: a plain user's, as all the rest.
-    users: Option<OwnUsers>,
+    pub(crate) bounding_set: BoundingSet,
+    /// The network process's.
+    limits: Limits,
+    /// `None`: started by a plain user, who has neither.
+    separated: Option<Separated>,
+}
+
+struct Separated {
+    root: OwnedFd,
+    users: OwnUsers,
 }
 
 impl Plans {
@@ -39,30 +45,12 @@ impl Plans {
         if !options.required.is_empty() {
             Features::of_kernel().check(&options.required)?;
         }
-        let growth = if log.is_regular_file() {
-            FileGrowth::Allowed
-        } else {
-            FileGrowth::Forbidden
-        };
-        let plan = |confinement, file_growth| Plan {
-            bounding_set: BoundingSet::Full,
-            confinement,
-            limits: Limits {
-                descriptors: FEW_DESCRIPTORS,
-                file_growth,
-                memory: options.memory_limit,
-            },
-        };
-        match &options.separation {
+        let separated = match &options.separation {
             Separation::Unprivileged => {
                 log.warning(
                     "unprivileged: no chroot, and no users of their own for the network process, the keeper and the backend",
                 );
-                Ok(Self {
-                    keeper: plan(None, FileGrowth::Forbidden),
-                    network: plan(None, growth),
-                    users: None,
-                })
+                None
             }
             Separation::Full {
                 chroot,
@@ -71,19 +59,64 @@ impl Plans {
                 user,
             } => {
                 let network = Identity::look_up(user, group.as_deref(), "--user")?;
+                // With a keeper service too: the backend is not to be its user.
                 let keeper = Identity::look_up(keeper_user, None, "--keeper-user")?;
                 let users = OwnUsers::new(network, keeper)?;
                 let root = sandbox::open_root(chroot)?;
-                let copy = sys::duplicate(root.as_fd())
-                    .map_err(|error| Error::system("cannot copy a descriptor", reason(&error)))?;
-                let confinement = |identity, root| Some(Confinement { identity, root });
-                Ok(Self {
-                    keeper: plan(confinement(keeper, copy), FileGrowth::Forbidden),
-                    network: plan(confinement(network, root), growth),
-                    users: Some(users),
-                })
+                Some(Separated { root, users })
             }
+        };
+        Ok(Self {
+            bounding_set: BoundingSet::Full,
+            limits: Limits {
+                descriptors: FEW_DESCRIPTORS,
+                file_growth: if log.is_regular_file() {
+                    FileGrowth::Allowed
+                } else {
+                    FileGrowth::Forbidden
+                },
+                memory: options.memory_limit,
+            },
+            separated,
+        })
+    }
+
+    /// That of a keeper that is to be started.
+    ///
+    /// # Errors
+    /// `System` if there is no descriptor to be had.
+    pub(crate) fn keeper(&self) -> Result<Plan, Error> {
+        let confine = |Separated { root, users }: &Separated| {
+            let identity = users.keeper;
+            sys::duplicate(root.as_fd()).map(|root| Confinement { identity, root })
+        };
+        let confinement = self.separated.as_ref().map(confine).transpose();
+        Ok(Plan {
+            bounding_set: self.bounding_set,
+            confinement: confinement
+                .map_err(|error| Error::system("cannot copy a descriptor", reason(&error)))?,
+            limits: Limits {
+                file_growth: FileGrowth::Forbidden,
+                ..self.limits
+            },
+        })
+    }
+
+    /// The network process's.
+    pub(crate) fn network(self) -> Plan {
+        let confine = |Separated { root, users }| Confinement {
+            identity: users.network,
+            root,
+        };
+        Plan {
+            bounding_set: self.bounding_set,
+            confinement: self.separated.map(confine),
+            limits: self.limits,
         }
+    }
+
+    fn users(&self) -> Option<&OwnUsers> {
+        self.separated.as_ref().map(|separated| &separated.users)
     }
 }
 
@@ -115,11 +148,11 @@ impl PreparedBackend {
                     header: *header,
                     target: target.clone(),
                 },
-                route: route(target, user, plans.users.as_ref())?,
+                route: route(target, user, plans.users())?,
             }),
             BackendChoice::Descriptor(number) => Ok(Self::Descriptor(*number)),
             BackendChoice::Program { command, user } => {
-                let own = plans.users.as_ref();
+                let own = plans.users();
                 Program::prepare(command, user, own, scope(options)).map(Self::Program)
             }
         }
@@ -192,14 +225,14 @@ fn take_descriptor(number: RawFd) -> Result<BackendSource, Error> {
 pub(crate) fn start_keeper(
     options: &Options,
     trust: Option<&Trust>,
-    plan: Plan,
+    plans: &Plans,
 ) -> Result<KeeperClient, Error> {
     let binding = binding(options.policy, trust);
     let options = &options.common;
     if let Some(socket) = &options.keeper {
         return KeeperClient::connect(socket, &binding);
     }
-    start_own_keeper(options, &binding, plan)
+    start_own_keeper(options, &binding, plans.keeper()?)
 }
 
 /// The same where there is no service, or what it holds is in question.
