@@ -121,7 +121,7 @@ fn messages(input: &[u8]) {
             }
         }
     }
-    let refusals = [&b" BAD "[..], b" NO [TOOBIG]"];
+    let refusals = [&b" BAD "[..], b" NO [CANNOT]", b" NO [TOOBIG]"];
     if refusals
         .iter()
         .any(|text| answers.windows(text.len()).any(|part| part == *text))
