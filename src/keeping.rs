@@ -202,9 +202,7 @@ impl Keeping<'_> {
             if sockets.would_move_to(options.keeper.as_deref()) {
                 log.warning("--keeper has changed, which takes a restart");
             }
-            if log.would_move_to(options.destination) {
-                log.warning("--log has changed, which takes a restart");
-            }
+            log.note_destination(options.destination);
             Ok((start(&options, sockets, log)?, options))
         });
         let result = result.map(|(keeper, options)| {

@@ -137,9 +137,11 @@ impl Log {
         }
     }
 
-    /// Whether lines go elsewhere than is asked for now. It is opened once, before the root directory changes.
-    pub(crate) fn would_move_to(&self, destination: Destination) -> bool {
-        self.destination != destination
+    /// Says so if lines go elsewhere than is asked for now: it is opened once, before the root directory changes.
+    pub(crate) fn note_destination(&self, destination: Destination) {
+        if self.destination != destination {
+            self.warning("--log has changed, which takes a restart");
+        }
     }
 
     /// From now on this much is said.

@@ -155,9 +155,7 @@ impl Service for Serving {
             if options.common.listening.addresses != *addresses {
                 log.warning("--listen has changed, which takes a restart");
             }
-            if log.would_move_to(options.common.destination) {
-                log.warning("--log has changed, which takes a restart");
-            }
+            log.note_destination(options.common.destination);
             Common::prepare(Rc::from(options), log)
         })?;
         log.set_verbosity(self.common.options.common.verbosity);

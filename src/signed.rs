@@ -130,3 +130,38 @@ fn bits<'a>(input: &mut &'a [u8]) -> Option<&'a [u8]> {
         _ => None,
     }
 }
+
+/// For tests: certificates with their keys.
+#[cfg(test)]
+pub(crate) mod testing {
+    use rcgen::{Certificate, CertificateParams, DnType, KeyPair, date_time_ymd};
+
+    /// A certificate, and its key.
+    pub(crate) struct Holder {
+        pub(crate) certificate: Certificate,
+        pub(crate) key: KeyPair,
+    }
+
+    /// Valid for 2026; signed by itself where there is no issuer.
+    pub(crate) fn holder(
+        name: &str,
+        issuer: Option<&Holder>,
+        change: impl Fn(&mut CertificateParams),
+    ) -> Holder {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.serial_number = Some(vec![0xfe, 1].into());
+        params.not_before = date_time_ymd(2026, 1, 1);
+        params.not_after = date_time_ymd(2027, 1, 1);
+        change(&mut params);
+        let key = KeyPair::generate().unwrap();
+        let certificate = match issuer {
+            Some(issuer) => params.signed_by(&key, &issuer.certificate, &issuer.key),
+            None => params.self_signed(&key),
+        };
+        Holder {
+            certificate: certificate.unwrap(),
+            key,
+        }
+    }
+}

@@ -193,41 +193,26 @@ fn address(bytes: &[u8]) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use rcgen::{
-        BasicConstraints, Certificate, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa,
-        KeyPair, date_time_ymd,
+        BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, SanType, date_time_ymd,
     };
 
     use super::super::Format;
     use super::*;
+    use crate::signed::{self, testing::Holder};
 
     /// 2026-06-01.
     const NOW: i64 = 1_780_272_000;
-
-    struct Holder {
-        certificate: Certificate,
-        key: KeyPair,
-    }
 
     fn holder(
         name: &str,
         issuer: Option<&Holder>,
         change: impl Fn(&mut CertificateParams),
     ) -> Holder {
-        let mut params = CertificateParams::new(vec!["mail.example".to_owned()]).unwrap();
-        params.distinguished_name = rcgen::DistinguishedName::new();
-        params.distinguished_name.push(DnType::CommonName, name);
-        params.not_before = date_time_ymd(2026, 1, 1);
-        params.not_after = date_time_ymd(2027, 1, 1);
-        change(&mut params);
-        let key = KeyPair::generate().unwrap();
-        let certificate = match issuer {
-            Some(issuer) => params.signed_by(&key, &issuer.certificate, &issuer.key),
-            None => params.self_signed(&key),
-        };
-        Holder {
-            certificate: certificate.unwrap(),
-            key,
-        }
+        signed::testing::holder(name, issuer, |params| {
+            let host = "mail.example".try_into().unwrap();
+            params.subject_alt_names = vec![SanType::DnsName(host)];
+            change(params);
+        })
     }
 
     fn authority(params: &mut CertificateParams) {

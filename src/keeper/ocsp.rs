@@ -257,8 +257,7 @@ fn is_responder(certificate: &X509Certificate<'_>, now: i64) -> bool {
 #[cfg(test)]
 mod tests {
     use rcgen::{
-        BasicConstraints, Certificate, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa,
-        KeyPair, date_time_ymd,
+        BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, date_time_ymd,
     };
     use ring::rand::SystemRandom;
     use ring::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair};
@@ -266,39 +265,13 @@ mod tests {
     use rustls::pki_types::pem::PemObject as _;
 
     use super::*;
+    use crate::signed::testing::{Holder, holder};
 
     /// 2026-06-01.
     const NOW: i64 = 1_780_272_000;
     const DAY: i64 = 86_400;
     const GOOD: &[u8] = &[0x80, 0];
     const UNKNOWN: &[u8] = &[0x82, 0];
-
-    struct Holder {
-        certificate: Certificate,
-        key: KeyPair,
-    }
-
-    fn holder(
-        name: &str,
-        issuer: Option<&Holder>,
-        change: impl Fn(&mut CertificateParams),
-    ) -> Holder {
-        let mut params = CertificateParams::default();
-        params.distinguished_name.push(DnType::CommonName, name);
-        params.serial_number = Some(vec![0xfe, 1].into());
-        params.not_before = date_time_ymd(2026, 1, 1);
-        params.not_after = date_time_ymd(2027, 1, 1);
-        change(&mut params);
-        let key = KeyPair::generate().unwrap();
-        let certificate = match issuer {
-            Some(issuer) => params.signed_by(&key, &issuer.certificate, &issuer.key),
-            None => params.self_signed(&key),
-        };
-        Holder {
-            certificate: certificate.unwrap(),
-            key,
-        }
-    }
 
     fn authority(name: &str) -> Holder {
         holder(name, None, |params| {

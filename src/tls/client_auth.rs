@@ -564,6 +564,18 @@ pub(super) mod tests {
         .map_err(|error| error.to_string())
     }
 
+    /// Without lists.
+    fn verifier_at(authorities: &str, now: i64) -> Result<Verifier, Error> {
+        verifier(
+            file("ca", authorities.as_bytes()),
+            &[],
+            ClientDemand::Require,
+            &provider(),
+            now,
+            &[],
+        )
+    }
+
     fn verdict(
         verifier: &dyn ClientCertVerifier,
         chain: &[&CertificateDer<'static>],
@@ -905,17 +917,6 @@ pub(super) mod tests {
         let (old, new) = (authority("old", 1, None), authority("new", 2, None));
         let of_2028 = NOW + 2 * 365 * DAY;
         let pem = old.certificate.pem();
-        let verifier_at = |pem: &str, now| {
-            let authorities = file("ca", pem.as_bytes());
-            verifier(
-                authorities,
-                &[],
-                ClientDemand::Require,
-                &provider(),
-                now,
-                &[],
-            )
-        };
         let text = verifier_at(&pem, of_2028).err().unwrap().to_string();
         assert!(
             text.contains("(--client-ca): certificate 1: it expired on "),
@@ -952,17 +953,7 @@ pub(super) mod tests {
         });
         let clients = [&short, &long].map(|one| one.client(9, ExtendedKeyUsagePurpose::ClientAuth));
         let pem = short.certificate.pem() + &long.certificate.pem();
-        let make = move |now, _: Chain<'_>| {
-            let authorities = file("ca", pem.as_bytes());
-            verifier(
-                authorities,
-                &[],
-                ClientDemand::Require,
-                &provider(),
-                now,
-                &[],
-            )
-        };
+        let make = move |now, _: Chain<'_>| verifier_at(&pem, now);
         let examiner = Examiner::new(make, NOW).unwrap();
         for (days, accepted) in [
             (0, [true, true]),

@@ -480,18 +480,12 @@ fn backend_half_close(test: &Test) {
 fn client_leaves_data(test: &Test) {
     let mut session = logged_in(test);
     let client = session.client();
-    assert!(client.command("a XSTALL").is_ok());
     let size = 400_000;
-    client.send(vec![b'y'; size]);
-    client.send("\r\n");
+    client.send_line_to_stalled(size);
     client.close_notify();
     session.close_client();
     session.record().release();
-    let backend = session.record().backend(0);
-    assert_eq!(backend.wait_end(), "eof");
-    let received = backend.received();
-    assert_eq!(received.iter().filter(|byte| **byte == b'y').count(), size);
-    assert!(received.ends_with(b"y\r\n"));
+    session.record().backend(0).expect_line(size);
     assert_eq!(session.wait_as_last().code(), Some(0));
 }
 
@@ -499,25 +493,19 @@ fn client_leaves_data(test: &Test) {
 fn tls_breaks_behind_data(test: &Test) {
     let mut session = logged_in(test);
     let client = session.client();
-    assert!(client.command("a XSTALL").is_ok());
     // More than the socketpair holds, and little enough that we have read it all.
     let size = 240_000;
-    client.send(vec![b'y'; size]);
-    client.send("\r\n");
+    client.send_line_to_stalled(size);
     client.send_raw("no record of TLS");
     let (_, end) = client.read_to_end();
     assert!(matches!(end, End::Tls(_)), "{end:?}");
     session.close_client();
     session.record().release();
-    let backend = session.record().backend(0);
-    assert_eq!(backend.wait_end(), "eof");
-    let received = backend.received();
-    assert_eq!(received.iter().filter(|byte| **byte == b'y').count(), size);
-    assert!(received.ends_with(b"y\r\n"));
+    let received = session.record().backend(0).expect_line(size);
     assert_eq!(session.wait_as_last().code(), Some(0));
     let line = session.session_line();
     assert_eq!(line["end"], "TLS failed");
-    assert_eq!(line["in"], received.len().to_string());
+    assert_eq!(line["in"], received.to_string());
 }
 
 fn backend_leaves_data(test: &Test) {

@@ -206,6 +206,16 @@ impl Played {
         Some(text).filter(|text| !text.is_empty())
     }
 
+    /// Waits for the end of its input, behind what [`Client::send_line_to_stalled`](super::Client) sends; gives how many octets it read
+    /// altogether.
+    pub fn expect_line(&self, size: usize) -> usize {
+        assert_eq!(self.wait_end(), "eof");
+        let received = self.received();
+        assert_eq!(received.iter().filter(|byte| **byte == b'y').count(), size);
+        assert!(received.ends_with(b"y\r\n"));
+        received.len()
+    }
+
     /// Waits until it has read to the end of its input and says what it found there.
     pub fn wait_end(&self) -> String {
         eventually("the backend sees the end of its input", || self.end())

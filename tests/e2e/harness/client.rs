@@ -440,6 +440,13 @@ impl Client {
         }
     }
 
+    /// Has the backend read nothing until it is released, and sends a line of so many octets for it.
+    pub fn send_line_to_stalled(&mut self, size: usize) {
+        assert!(self.command("a XSTALL").is_ok());
+        self.send(vec![b'y'; size]);
+        self.send("\r\n");
+    }
+
     /// Keeps bytes back until the next are sent, which then leave in one segment with them.
     pub fn hold(&mut self, bytes: impl AsRef<[u8]>) {
         self.pending.extend_from_slice(bytes.as_ref());
