@@ -162,7 +162,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Vec<Setting<'_>>, (usize, String)> {
     let mut settings: Vec<Setting<'_>> = Vec::new();
     for (number, whole) in (1..).zip(bytes.split(|byte| *byte == b'\n')) {
         let fault = |why: &str| Err((number, why.to_owned()));
-        let line = whole.trim_ascii();
+        let line = trim(whole);
         if line.contains(&b'\r') {
             return fault("a carriage return is in the middle of it, where it ends for systemd");
         }
@@ -194,14 +194,28 @@ fn parse_line(line: &[u8]) -> Result<Setting<'_>, String> {
     if is_stray(name.as_bytes()) || name == SETTINGS_VARIABLE {
         return Err(no_such_setting(&name));
     }
-    let value = value.trim_ascii();
-    if value.contains(&0) {
-        return Err(format!("the value of {name} contains a zero octet"));
+    let value = trim(value);
+    // With one such value systemd passes over the setting, or over the whole file.
+    let is_text = std::str::from_utf8(value)
+        .is_ok_and(|text| !text.contains(|c: char| c.is_ascii_control() && c != '\t'));
+    if !is_text {
+        let shown = value.escape_ascii();
+        return Err(format!(
+            "the value of {name} contains a control character, or is not UTF-8: {shown}"
+        ));
     }
     match unquote(value) {
         Ok(value) => Ok((name, value)),
         Err(why) => Err(format!("the value of {name} {why}")),
     }
+}
+
+/// Without what systemd takes for white space, which a form feed is not.
+fn trim(mut bytes: &[u8]) -> &[u8] {
+    while let [b' ' | b'\t' | b'\r', rest @ ..] | [rest @ .., b' ' | b'\t' | b'\r'] = bytes {
+        bytes = rest;
+    }
+    bytes
 }
 
 /// What is between the quotes, if there are any.
@@ -300,7 +314,15 @@ mod tests {
             (b"IMAP_TLS_SETTINGS=x", 1, "IMAP_TLS_SETTINGS"),
             (b"\n\nIMAP_TLS_CERT", 3, "NAME=VALUE"),
             (b"export IMAP_TLS_CERT=c", 1, "export"),
-            (b"IMAP_TLS_CERT=a\0b", 1, "zero"),
+            (
+                b"IMAP_TLS_CERT=a\0b",
+                1,
+                r"control character, or is not UTF-8: a\x00b",
+            ),
+            (b"IMAP_TLS_CERT=a\x0c", 1, "control character"),
+            (b"IMAP_TLS_CERT='a\x7f'", 1, "control character"),
+            (b"IMAP_TLS_CERT=\xe4", 1, "not UTF-8"),
+            (b"\x0cIMAP_TLS_CERT=a", 1, "is no name"),
             (
                 b"\nIMAP_TLS_BACKEND_USER = nobody",
                 2,
