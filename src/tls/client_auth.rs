@@ -377,18 +377,20 @@ pub(super) fn newest_first<'a>(files: &[TrustFile<'a>], now: i64) -> Result<Vec<
 /// with each that is of its issuer's name.
 const LONGEST_CHAIN: usize = 8;
 
-/// Puts the lists in front that are signed with a key that has signed one of the chain, the newest still before the others.
+/// Puts the lists in front that are signed with a key that has signed one of the chain, the newest of a key still before its others.
 ///
 /// An authority that was given another key under its old name has lists of both, and the library knows them by their issuer's name
-/// alone (RFC 5280 section 6.3.3 has the key as well). It still verifies the signature of the list that it takes.
+/// alone (RFC 5280 section 6.3.3 has the key as well). It still verifies the signature of the list that it takes. The key that has
+/// signed the client's own certificate comes first: its authority's certificate, signed with the old key, may be in the chain as well
+/// (RFC 4210 section 4.4).
 fn own_first(lists: &mut [List<'_>], authorities: TrustFile<'_>, chain: Chain<'_>) {
     let authorities: Vec<_> = CertificateDer::pem_slice_iter(authorities.bytes)
         .flatten()
         .collect();
     let parse = |der| x509_parser::parse_x509_certificate(der).ok();
     let chain: Vec<_> = chain.iter().take(LONGEST_CHAIN).copied().collect();
-    let has_signed = |signer: &X509Certificate<'_>| {
-        chain.iter().any(|der| {
+    let place_of_signed = |signer: &X509Certificate<'_>| {
+        chain.iter().position(|der| {
             parse(der).is_some_and(|(_, own)| own.issuer() == signer.subject())
                 && is_signed_by(der, signer)
         })
@@ -398,9 +400,12 @@ fn own_first(lists: &mut [List<'_>], authorities: TrustFile<'_>, chain: Chain<'_
         .map(AsRef::as_ref)
         .chain(chain.iter().copied())
         .filter_map(|der| parse(der).map(|(_, signer)| signer))
-        .filter(has_signed)
+        .filter_map(|signer| Some((place_of_signed(&signer)?, signer)))
         .collect();
-    lists.sort_by_cached_key(|list| !signers.iter().any(|signer| list.is_of(signer)));
+    lists.sort_by_cached_key(|list| {
+        let of = signers.iter().filter(|(_, signer)| list.is_of(signer));
+        of.map(|(place, _)| *place).min().unwrap_or(usize::MAX)
+    });
 }
 
 fn is_signed_by(der: &[u8], signer: &X509Certificate<'_>) -> bool {
@@ -702,6 +707,9 @@ pub(super) mod tests {
     /// For an authority that was given this key under its old name.
     fn lists_of_namesakes(key: KeyPair) {
         let old = authority("Root", 1, None);
+        let crossed = KeyPair::try_from(key.serialize_der()).unwrap();
+        let cross = authority_with(crossed, "Root", 4, Some(&old)).certificate;
+        let cross = cross.der();
         let new = authority_with(key, "Root", 2, None);
         let foreign = authority("Root", 3, None);
         let usage = ExtendedKeyUsagePurpose::ClientAuth;
@@ -715,6 +723,7 @@ pub(super) mod tests {
         let (revoked_old, revoked_new) = (old.list(revoked), newer(revoked));
         let (superseded, of_middle) = (old.list_of((2025, 12), (2026, 7), good), middle.list(&[]));
         let revoked_middle = old.list(&[11]);
+        let newest_of_old = old.list_of((2026, 5), (2026, 8), good);
         let pems = [&old, &new].map(|one| one.certificate.pem());
         let bad = "Signature";
         for (name, chain, lists, expected) in [
@@ -736,6 +745,24 @@ pub(super) mod tests {
                 "old, revoked by its newer list",
                 &[&old_client],
                 &[&superseded, &revoked_old, &of_new],
+                "Revoked",
+            ),
+            (
+                "new, with its authority crossed",
+                &[&new_client, cross],
+                &[&of_old, &of_new],
+                "",
+            ),
+            (
+                "new, with its authority crossed, whose list is newer",
+                &[&new_client, cross],
+                &[&newest_of_old, &of_new],
+                "",
+            ),
+            (
+                "new, revoked, with its authority crossed",
+                &[&new_client, cross],
+                &[&newest_of_old, &revoked_new],
                 "Revoked",
             ),
             ("old, without a list", &[&old_client], &[&of_new], bad),
