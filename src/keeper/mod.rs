@@ -111,6 +111,8 @@ pub(crate) const CERTIFICATES: usize = 16;
 /// longer was stopped.
 const ANSWER_SECONDS: i64 = 10;
 const ANSWER_TIME: Duration = Duration::from_secs(ANSWER_SECONDS.unsigned_abs());
+/// A keeper that has less is not to blame for having no answer: the client has left it so little.
+const FAIR_TIME: Duration = Duration::from_millis(500);
 
 impl KeeperClient {
     /// Forks the keeper, which reads the files and confines itself.
@@ -390,6 +392,10 @@ impl Line {
         let mut way = self.0.lock().map_err(|_| GONE.to_owned())?;
         way.ask(request).map_err(|error| {
             let why = way.words(&error);
+            if error.raw_os_error() == Some(LATE as i32) {
+                way.socket = None;
+                return why;
+            }
             way.fail(why)
         })
     }
@@ -415,6 +421,8 @@ impl Line {
 }
 
 const GONE: &str = "the keeper's socket is gone";
+/// The handshake took too long before the keeper was asked.
+const LATE: Errno = Errno::ETIMEDOUT;
 
 impl Way {
     fn ask(&self, request: &Request<'_>) -> io::Result<Vec<u8>> {
@@ -435,18 +443,22 @@ impl Way {
         let Some(deadline) = self.deadline else {
             return Ok(());
         };
+        let now = Instant::now();
+        let until = deadline.min(now + ANSWER_TIME);
         let answered = sys::uninterrupted(|| {
-            let left = deadline.saturating_duration_since(Instant::now());
-            ppoll(
-                &mut [PollFd::new(socket, PollFlags::POLLIN)],
-                Some(left.min(ANSWER_TIME).into()),
-                None,
-            )
+            let left = until.saturating_duration_since(Instant::now());
+            let answer = PollFd::new(socket, PollFlags::POLLIN);
+            ppoll(&mut [answer], Some(left.into()), None)
         })?;
-        if answered == 0 {
-            return Err(Errno::EAGAIN.into());
+        if answered > 0 {
+            return Ok(());
         }
-        Ok(())
+        // Security: the client chooses when it asks, and must not be able to make an error of ours of it.
+        Err(if until.saturating_duration_since(now) < FAIR_TIME {
+            LATE.into()
+        } else {
+            Errno::EAGAIN.into()
+        })
     }
 
     fn words(&self, error: &io::Error) -> String {
@@ -456,6 +468,7 @@ impl Way {
                 "the keeper does not answer in time: is it stopped, or the machine too busy?"
                     .to_owned()
             }
+            Some(LATE) => "the handshake took too long".to_owned(),
             Some(Errno::EPIPE | Errno::ECONNRESET) => "the keeper has ended".to_owned(),
             _ => format!("no answer from the keeper: {}", reason(error)),
         }
@@ -494,6 +507,22 @@ fn receive_whole(socket: BorrowedFd<'_>) -> io::Result<Vec<u8>> {
     let count = receive(&mut buffer, MsgFlags::empty())?;
     buffer.truncate(count);
     Ok(buffer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_keeper_that_was_left_no_time_is_not_to_blame() {
+        for (left, is_to_blame) in [(5, false), (600, true)] {
+            let (ours, _silent) = socket_pair(SockType::SeqPacket, ANSWER_SECONDS).unwrap();
+            let keeper = KeeperClient::with(ours);
+            keeper.expect_answers_until(Instant::now() + Duration::from_millis(left));
+            keeper.line.ask(&Request::Begin(&[])).unwrap_err();
+            assert_eq!(keeper.fault().is_some(), is_to_blame, "{left} ms");
+        }
+    }
 }
 
 /// For fuzz targets.

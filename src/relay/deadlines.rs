@@ -36,6 +36,10 @@ impl Deadlines {
         all.into_iter().flatten().min()
     }
 
+    pub(super) fn is_handshake_over(&self, now: Instant) -> bool {
+        self.handshake.is_some_and(|deadline| deadline <= now)
+    }
+
     /// A backend is being connected to.
     pub(super) fn begin_connecting(&mut self) {
         self.connect = Some(Instant::now() + CONNECT_LIMIT);

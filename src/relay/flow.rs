@@ -5,7 +5,7 @@ use std::time::Instant;
 use super::deadlines::Deadlines;
 use super::ending::Direction;
 use super::report::Report;
-use super::{BackendSource, LINGER_OCTETS, Relay};
+use super::{BackendSource, HANDSHAKE_TIMEOUT, LINGER_OCTETS, Relay};
 use crate::backend::Backend;
 use crate::buffer::Buffer;
 use crate::error::EXIT_TEMPORARY;
@@ -250,7 +250,7 @@ impl<'a> Relay<'a> {
             return self.close("client closed during the handshake", None);
         }
         self.with_preauth(Preauth::client_end);
-        self.report.ended("client closed".to_owned());
+        self.report.client_ended("client closed".to_owned());
         // A backend that is still being connected to gets what the client has sent before.
         if self.backend.is_none() && self.connecting.is_none() {
             self.close("client closed", None);
@@ -416,6 +416,9 @@ impl<'a> Relay<'a> {
         let name = tls.server_name().unwrap_or("none");
         if keepers.is_some() {
             self.report.fault = Some(EXIT_TEMPORARY);
+        } else if self.deadlines.is_handshake_over(Instant::now()) {
+            // Whatever is wrong is so for want of time.
+            return self.close(HANDSHAKE_TIMEOUT, None);
         }
         match keepers.as_deref().or(tls.fault()) {
             Some(fault) => self

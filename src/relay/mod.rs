@@ -111,6 +111,7 @@ impl BackendSource {
 
 /// How much is read at once: as much as a queue may hold.
 const READ_SIZE: usize = buffer::QUEUE_LIMIT;
+const HANDSHAKE_TIMEOUT: &str = "handshake timeout";
 /// How much it may still send meanwhile, to be thrown away; one that floods us may lose our last words to the reset.
 const LINGER_OCTETS: usize = 1024 * 1024;
 
@@ -258,7 +259,7 @@ impl Relay<'_> {
                 Source::Signals => self.read_signals(),
                 Source::BackendEnd => self.deadlines.begin_ending(self.is_closing),
                 Source::ClientEnd => {
-                    self.report.ended("client closed".to_owned());
+                    self.report.client_is_ending();
                     self.deadlines.begin_ending(self.is_closing);
                 }
                 Source::ClientInput => self.read_client(),
@@ -334,7 +335,7 @@ impl Relay<'_> {
                 if self.is_tls && !matches!(self.phase, Phase::Handshake) {
                     // Whoever is on the way may have cut it (RFC 8446 section 6.1).
                     self.report
-                        .ended("client closed without close_notify".to_owned());
+                        .client_ended("client closed without close_notify".to_owned());
                 }
                 self.client_ended();
             }
@@ -379,7 +380,7 @@ impl Relay<'_> {
                 .log
                 .warning(format!("the end did not reach the client: {reason}"));
         }
-        self.report.ended(format!("client gone: {reason}"));
+        self.report.client_ended(format!("client gone: {reason}"));
     }
 
     fn take_scratch(&mut self) -> Vec<u8> {
@@ -448,9 +449,9 @@ impl Relay<'_> {
     fn check_deadlines(&mut self) {
         let now = Instant::now();
         let is_over = |deadline: Option<Instant>| deadline.is_some_and(|deadline| deadline <= now);
-        if is_over(self.deadlines.handshake) {
+        if self.deadlines.is_handshake_over(now) {
             self.deadlines.handshake = None;
-            self.close("handshake timeout", None);
+            self.close(HANDSHAKE_TIMEOUT, None);
         }
         if is_over(self.deadlines.connect) {
             self.give_up_connecting();
@@ -485,6 +486,7 @@ impl Relay<'_> {
                 .warning("the backend does not end with the connection: it is left behind");
         }
         self.is_backend_running = false;
+        self.report.gave_up();
         self.to_client.clear();
         self.to_backend.clear();
         self.client_input = Direction::Ended;

@@ -14,6 +14,8 @@ pub(crate) struct Report {
     pub(super) bytes_in: u64,
     pub(super) bytes_out: u64,
     end: Option<String>,
+    /// The client has ended while what it sent before was not read: how will show.
+    is_end_provisional: bool,
     /// The exit status where there is none of a backend's: one that is no process of ours failed us, or the system did.
     pub(super) fault: Option<u8>,
     pub(super) facts: Option<Facts>,
@@ -29,6 +31,7 @@ impl Report {
             bytes_in: 0,
             bytes_out: 0,
             end: None,
+            is_end_provisional: false,
             fault: None,
             facts: None,
             policy,
@@ -46,12 +49,35 @@ impl Report {
     pub(super) fn begin_anew(&mut self) {
         self.backend_end = None;
         self.end = None;
+        self.is_end_provisional = false;
         self.fault = None;
     }
 
     /// The first cause is the one that counts.
     pub(super) fn ended(&mut self, end: String) {
         self.end.get_or_insert(end);
+    }
+
+    /// The client will send no more, but how it ended lies behind what there is no room for.
+    pub(super) fn client_is_ending(&mut self) {
+        self.is_end_provisional |= self.end.is_none();
+        self.ended("client closed".to_owned());
+    }
+
+    /// How the client ended has shown.
+    pub(super) fn client_ended(&mut self, how: String) {
+        if std::mem::take(&mut self.is_end_provisional) {
+            self.end = None;
+        }
+        self.ended(how);
+    }
+
+    /// One side has ended, and the other does not take what was said before: how it ended will not show.
+    pub(super) fn gave_up(&mut self) {
+        if self.is_end_provisional {
+            self.client_ended("client closed, and not all that it sent was read".to_owned());
+        }
+        self.ended("client did not read to the backend's end".to_owned());
     }
 
     /// The backend's exit status; where there was no such process, 0 unless a backend could not be had or the system failed us:

@@ -69,7 +69,12 @@ pub fn tests() -> Vec<Trial> {
         test(
             "relay: all that the client sent before it left reaches the backend",
             &[],
-            client_leaves_data,
+            |test| client_leaves_data(test, true),
+        ),
+        test(
+            "relay: that a client was cut off shows, though the backend was behind when it was",
+            &[],
+            |test| client_leaves_data(test, false),
         ),
         test(
             "relay: all that the client sent before TLS broke reaches the backend",
@@ -477,16 +482,24 @@ fn backend_half_close(test: &Test) {
     assert_eq!(backend.wait_end(), "eof");
 }
 
-fn client_leaves_data(test: &Test) {
+fn client_leaves_data(test: &Test, polite: bool) {
     let mut session = logged_in(test);
     let client = session.client();
     let size = 400_000;
     client.send_line_to_stalled(size);
-    client.close_notify();
+    if polite {
+        client.close_notify();
+    }
     session.close_client();
     session.record().release();
     session.record().backend(0).expect_line(size);
     assert_eq!(session.wait_as_last().code(), Some(0));
+    let end = if polite {
+        "client closed"
+    } else {
+        "client closed without close_notify"
+    };
+    assert_eq!(session.session_line()["end"], end);
 }
 
 /// By whoever is on the way, for one: what was sent inside TLS is the client's, and half a command would be nobody's.
