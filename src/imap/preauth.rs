@@ -32,6 +32,7 @@ pub struct Preauth {
     client_ended: bool,
     backend: Framer,
     budget: Budget,
+    refused_logins: u32,
     external: ExternalAuth,
     tls_service: TlsService,
 }
@@ -158,6 +159,7 @@ impl Preauth {
                 Phase::Optional => Budget::optional(),
                 Phase::Secured => Budget::secured(),
             },
+            refused_logins: 0,
             tls_service: TlsService::Available,
         }
     }
@@ -227,6 +229,12 @@ impl Preauth {
     #[must_use]
     pub fn awaits_greeting(&self) -> bool {
         matches!(self.stage, Stage::Greeting(_))
+    }
+
+    /// How many times the backend said NO to LOGIN or AUTHENTICATE, for a reason that may be the client's.
+    #[must_use]
+    pub fn refused_logins(&self) -> u32 {
+        self.refused_logins
     }
 
     /// How the backend began, where that was no greeting.

@@ -79,6 +79,16 @@ pub(super) fn literal(line: &[u8]) -> Option<u64> {
     (literal.synchronization == Synchronization::Synchronizing).then_some(literal.size)
 }
 
+/// Whether a tagged NO is for no reason of the client's, by its response code (RFC 5530 section 3).
+pub(super) fn is_servers_fault(line: &[u8]) -> bool {
+    let mut words = line
+        .split(|&byte| byte == b' ')
+        .filter(|word| !word.is_empty());
+    words.nth(2).is_some_and(|code| {
+        code.eq_ignore_ascii_case(b"[UNAVAILABLE]") || code.eq_ignore_ascii_case(b"[SERVERBUG]")
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -114,6 +124,19 @@ mod tests {
             ("", Unknown),
         ] {
             assert_eq!(parse(line.as_bytes()), expected, "{line:?}");
+        }
+    }
+
+    #[test]
+    fn whose_fault_a_no_is() {
+        for (line, expected) in [
+            ("a NO [UNAVAILABLE] later", true),
+            ("a no  [serverbug]", true),
+            ("a NO [AUTHENTICATIONFAILED] no", false),
+            ("a NO not [UNAVAILABLE]", false),
+            ("a NO", false),
+        ] {
+            assert_eq!(is_servers_fault(line.as_bytes()), expected, "{line:?}");
         }
     }
 }

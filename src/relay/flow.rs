@@ -122,7 +122,11 @@ impl<'a> Relay<'a> {
     pub(super) fn with_preauth(&mut self, ask: impl FnOnce(&mut Preauth, &mut Vec<Action>)) {
         let mut actions = Vec::new();
         match &mut self.phase {
-            Phase::Cleartext(preauth) | Phase::Secured(preauth) => ask(preauth, &mut actions),
+            Phase::Cleartext(preauth) | Phase::Secured(preauth) => {
+                let before = preauth.refused_logins();
+                ask(preauth, &mut actions);
+                self.report.failed_logins += u64::from(preauth.refused_logins() - before);
+            }
             Phase::Handshake | Phase::Opaque => return,
         }
         for action in actions {
@@ -141,6 +145,7 @@ impl<'a> Relay<'a> {
             Action::Opaque(reason) => {
                 self.parts.log.debug(format!("beyond STARTTLS: {reason:?}"));
                 self.phase = Phase::Opaque;
+                self.report.login = Some(reason);
                 self.deadlines.login = None;
                 if !self.is_tls {
                     drop(self.end_handshakes());

@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Instant;
 
 use super::children::BackendEnd;
-use crate::imap::Policy;
+use crate::imap::{OpaqueReason, Policy};
 use crate::tls::Facts;
 
 /// What the log and the superserver are told at the end.
@@ -19,6 +19,9 @@ pub(crate) struct Report {
     /// The exit status where there is none of a backend's: one that is no process of ours failed us, or the system did.
     pub(super) fault: Option<u8>,
     pub(super) facts: Option<Facts>,
+    pub(super) failed_logins: u64,
+    /// How the client came to be logged in, if it is.
+    pub(super) login: Option<OpaqueReason>,
     policy: Policy,
     proxy: Option<String>,
     pub(super) start: Instant,
@@ -34,6 +37,8 @@ impl Report {
             is_end_provisional: false,
             fault: None,
             facts: None,
+            failed_logins: 0,
+            login: None,
             policy,
             proxy,
             start: Instant::now(),
@@ -109,11 +114,17 @@ impl fmt::Display for Report {
             Some(facts) => write!(f, "{facts}")?,
             None => f.write_str("tls=none")?,
         }
+        let login = match self.login {
+            None => "no",
+            Some(OpaqueReason::Authenticated) => "yes",
+            Some(OpaqueReason::Preauthenticated) => "preauth",
+        };
         write!(
             f,
-            " in={} out={} seconds={:.3}",
+            " in={} out={} login={login} failed_logins={} seconds={:.3}",
             self.bytes_in,
             self.bytes_out,
+            self.failed_logins,
             self.start.elapsed().as_secs_f64()
         )?;
         if let Some(end) = self.backend_end {

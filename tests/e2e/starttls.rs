@@ -29,6 +29,11 @@ pub fn tests() -> Vec<Trial> {
             after_login,
         ),
         test(
+            "starttls: the session line tells how logins went, in clear and inside TLS",
+            &[],
+            logins_in_the_log,
+        ),
+        test(
             "starttls: a backend that greets PREAUTH is never shown in clear under required",
             &[],
             preauth_required,
@@ -266,6 +271,34 @@ fn after_login(test: &Test) {
     assert_eq!(session.session_line()["tls"], "none");
 }
 
+fn logins_in_the_log(test: &Test) {
+    for (policy, login, failed) in [
+        ("optional", "yes", "3"),
+        ("optional", "no", "3"),
+        // In clear it is we who refuse.
+        ("required", "yes", "2"),
+        ("required", "no", "2"),
+    ] {
+        let mut session = Program::new(test).tls(policy).start();
+        let client = session.client();
+        client.greeting();
+        assert!(!client.command("a LOGIN u wrong").is_ok());
+        client.starttls(pki());
+        assert!(!client.command("b LOGIN u wrong").is_ok());
+        assert!(!client.command("c AUTHENTICATE PLAIN AHUAd3Jvbmc=").is_ok());
+        // Given up by the client.
+        assert!(!client.command("d AUTHENTICATE PLAIN *").is_ok());
+        if login == "yes" {
+            client.login();
+        }
+        session.close_client();
+        session.wait();
+        let line = session.session_line();
+        let told = (line["login"].as_str(), line["failed_logins"].as_str());
+        assert_eq!(told, (login, failed), "{policy}");
+    }
+}
+
 fn preauth_required(test: &Test) {
     let program = Program::new(test).play(&Backend::greeting("* PREAUTH welcome"));
     let mut session = program.start();
@@ -299,6 +332,7 @@ fn preauth_implicit(test: &Test) {
     assert_eq!(session.client().greeting(), "* PREAUTH welcome");
     session.close_client();
     session.wait();
+    assert_eq!(session.session_line()["login"], "preauth");
 }
 
 fn greeting_bye(test: &Test) {

@@ -80,6 +80,7 @@ fetch openbsd-inetd openbsd-inetd
 fetch xinetd xinetd
 fetch dovecot dovecot-imapd
 fetch courier courier-imap courier-authdaemon
+fetch fail2ban fail2ban
 fetch cyrus cyrus-imapd sasl2-bin libsasl2-modules
 # mailutils' imap4d wants a superserver and then serves port 143 by it, in clear.
 chroot "\$root" dpkg --purge --force-depends inetutils-inetd

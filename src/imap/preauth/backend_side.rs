@@ -163,14 +163,13 @@ impl Preauth {
         line: &Line,
         actions: &mut Vec<Action>,
     ) {
-        let beyond = match name {
-            _ if condition != Condition::Ok => None,
-            CommandName::Authenticate | CommandName::Login => Some(OpaqueReason::Authenticated),
-            _ => None,
-        };
-        if let Some(reason) = beyond {
+        let is_login = matches!(name, CommandName::Authenticate | CommandName::Login);
+        if is_login && condition == Condition::Ok {
             self.pass_line(line, StartTlsOffer::Withdrawn, actions);
-            return self.become_opaque(reason, actions);
+            return self.become_opaque(OpaqueReason::Authenticated, actions);
+        }
+        if is_login && condition == Condition::No && !response::is_servers_fault(&line.content) {
+            self.refused_logins = self.refused_logins.saturating_add(1);
         }
         self.reading = Reading::Command;
         self.pass_line(line, self.offer(), actions);
