@@ -717,7 +717,7 @@ fn silent_ends(test: &Test) {
             "an alert",
         ] {
             let program = match cause {
-                "the login timeout" => Program::new(test).option("--login-timeout", "1"),
+                "the login timeout" => Program::new(test).option("--login-timeout", "3"),
                 "the handshake timeout" => Program::new(test).option("--handshake-timeout", "1"),
                 _ => Program::new(test),
             };

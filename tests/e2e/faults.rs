@@ -458,7 +458,7 @@ fn says(log: Option<&Path>, any: &[&str]) -> bool {
 
 /// Where even the line fails there is no telling.
 fn wait_for(tracing: &tracer::Tracing, role: Role, is_told: impl Fn() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(3);
+    let deadline = Instant::now() + Duration::from_secs(10);
     while !is_told() && !tracing.processes(role).is_empty() && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(3));
     }

@@ -410,10 +410,11 @@ fn unfinished(test: &Test, policy: &str) {
     let mut sessions: Vec<_> = rows
         .into_iter()
         .map(|(name, bytes)| {
+            // From before the program counts.
+            let began = Instant::now();
             let mut session = begin(test, policy, |program| {
                 program.option("--handshake-timeout", &seconds)
             });
-            let began = Instant::now();
             session.client().send_raw(bytes);
             (name, began, session)
         })
@@ -432,10 +433,10 @@ fn unfinished(test: &Test, policy: &str) {
 }
 
 fn drip(test: &Test) {
+    let began = Instant::now();
     let mut session = begin(test, "required", |program| {
         program.option("--handshake-timeout", TIME.as_secs().to_string())
     });
-    let began = Instant::now();
     let hello = Hello::tls13().with(PADDING, vec![0; 4000]).records();
     let mut sent = 0;
     for octet in &hello {

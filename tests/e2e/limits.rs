@@ -170,7 +170,7 @@ fn login_timeout(test: &Test) {
     for policy in ["required", "optional", "implicit"] {
         let mut session = Program::new(test)
             .tls(policy)
-            .option("--login-timeout", "1")
+            .option("--login-timeout", "3")
             .start();
         let client = session.client();
         if policy == "implicit" {
@@ -197,7 +197,7 @@ fn login_timeout(test: &Test) {
 }
 
 fn slow_login(test: &Test) {
-    let mut session = Program::new(test).option("--login-timeout", "1").start();
+    let mut session = Program::new(test).option("--login-timeout", "3").start();
     let client = session.client();
     client.greeting();
     while client.is_quiet_for(Duration::from_millis(100)) {
@@ -213,10 +213,10 @@ fn slow_login(test: &Test) {
 }
 
 fn no_timeout_after_login(test: &Test) {
-    let mut session = Program::new(test).option("--login-timeout", "1").start();
+    let mut session = Program::new(test).option("--login-timeout", "3").start();
     let client = session.client();
     client.log_in_by_starttls(pki());
-    assert!(client.is_quiet_for(Duration::from_millis(1500)));
+    assert!(client.is_quiet_for(Duration::from_millis(3500)));
     assert!(client.command("a NOOP").is_ok());
     session.close_client();
     session.wait();

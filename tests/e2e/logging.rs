@@ -234,7 +234,7 @@ fn listening(test: &Test, policy: &str, stuck: &Stuck) {
 
 /// Deadlines hold, too.
 fn nobody_logs_in(test: &Test, policy: &str, stuck: &Stuck) {
-    let program = program(test, policy).option("--login-timeout", "1");
+    let program = program(test, policy).option("--login-timeout", "3");
     let mut session = stuck.given_to(program).start();
     if policy == "implicit" {
         session.client().handshake(&TlsOffer::new(pki())).unwrap();

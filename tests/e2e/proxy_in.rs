@@ -854,17 +854,17 @@ fn mapped(test: &Test) {
 }
 
 fn login_timeout(test: &Test) {
-    let program = program(test).option("--login-timeout", "2");
+    let program = program(test).option("--login-timeout", "5");
     let mut session = program.start();
     let started = Instant::now();
     let client = session.client();
-    assert!(client.is_quiet_for(Duration::from_millis(1200)));
+    assert!(client.is_quiet_for(Duration::from_millis(3500)));
     client.send_raw(v1(CLIENT4, SERVER4));
     client.greeting();
     client.read_until("* BYE too long without login\r\n");
-    // Without the time for the header it were 3.2 s.
+    // Without the time for the header it were 8.5 s.
     let elapsed = started.elapsed();
-    assert!(elapsed < Duration::from_millis(3000), "{elapsed:?}");
+    assert!(elapsed < Duration::from_millis(8000), "{elapsed:?}");
     session.close_client();
     session.wait();
     // And the header itself may not take longer than that.

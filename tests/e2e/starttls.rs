@@ -434,7 +434,7 @@ fn no_imap(test: &Test) {
 fn silent(test: &Test) {
     let program = Program::new(test)
         .play(&Backend::scenario("silent", &[]))
-        .option("--login-timeout", "1");
+        .option("--login-timeout", "3");
     let mut session = program.start();
     let client = session.client();
     client.greeting();

@@ -355,15 +355,15 @@ struct Wait {
 const WAITS: [Wait; 4] = [
     Wait {
         name: "for STARTTLS",
-        options: &[("--login-timeout", "3")],
-        limit: 3,
+        options: &[("--login-timeout", "5")],
+        limit: 5,
         reach: |client| drop(client.greeting()),
         goodbye: "* BYE ",
     },
     Wait {
         name: "for a ClientHello",
-        options: &[("--handshake-timeout", "3")],
-        limit: 3,
+        options: &[("--handshake-timeout", "5")],
+        limit: 5,
         reach: |client| {
             client.greeting();
             is_served(client, "tls STARTTLS");
@@ -372,8 +372,8 @@ const WAITS: [Wait; 4] = [
     },
     Wait {
         name: "for login",
-        options: &[("--login-timeout", "3")],
-        limit: 3,
+        options: &[("--login-timeout", "5")],
+        limit: 5,
         reach: |client| {
             client.greeting();
             client.starttls(pki());
@@ -456,14 +456,14 @@ fn deadlines(test: &Test) {
 
 /// And how long the listener waits for open sessions when it ends.
 fn listener_deadlines(test: &Test) {
-    const DRAIN: Duration = Duration::from_secs(2);
+    const DRAIN: Duration = Duration::from_secs(4);
     let one = |jump: Jump| {
         let clock = Clock::default();
         // Its handshake has all the time until login.
         let [starttls, _, login, _] = WAITS;
         let program = Program::new(test)
-            .option("--login-timeout", "3")
-            .option("--drain-timeout", "2");
+            .option("--login-timeout", "5")
+            .option("--drain-timeout", "4");
         let listener = Listener::start(&program, &clock);
         let mut idle = listener.connect();
         idle.log_in_by_starttls(pki());
@@ -490,7 +490,7 @@ fn listener_deadlines(test: &Test) {
         listener.signal(libc::SIGTERM);
         listener.wait_log("ending: ");
         jump.make(&clock);
-        assert!(idle.is_quiet_for(DRAIN / 2));
+        assert!(idle.is_quiet_for((DRAIN / 2).saturating_sub(began.elapsed())));
         is_served(&mut idle, "b NOOP");
         idle.read_to_end();
         let lasted = began.elapsed();
@@ -517,15 +517,15 @@ fn renewals(test: &Test) {
         jump.make(&clock);
         let keeper = eventually("there is a keeper", || listener.keeper());
         let began = Instant::now();
-        // Twice, since the first may have been due.
+        // Three times, since the first may have been due; and how long the one before it stays is not always the same.
         let next = |than: Process| {
             eventually("another keeper", || {
                 listener.keeper().filter(|keeper| *keeper != than)
             })
         };
-        next(next(keeper));
+        next(next(next(keeper)));
         let lasted = began.elapsed().as_secs_f64();
-        assert!(lasted > 0.9 && lasted < 12.0, "{jump:?}: {lasted}");
+        assert!(lasted > 1.5 && lasted < 13.0, "{jump:?}: {lasted}");
     }
     listener.end();
 }

@@ -96,7 +96,7 @@ tree() { # tree SUITE PACKAGE,...: prints the path of a minimal system with thes
         # A mirror may fail once.
         for _ in 1 2; do
             rm -rf --one-file-system "$path"
-            sources "$1" | timeout -k 10 600 mmdebstrap --quiet --variant=minbase --include="$2" --customize-hook="$work/fetch-$1" "$1" "$path" >"$log" 2>&1 \
+            sources "$1" | timeout -k 10 600 mmdebstrap --quiet --variant=minbase --aptopt='Acquire::Retries "3"' --include="$2" --customize-hook="$work/fetch-$1" "$1" "$path" >"$log" 2>&1 \
                 && { touch "$path.done"; break; }
             tail -5 "$log" >&2
         done
@@ -170,3 +170,12 @@ inside() { timeout -k 5 300 nsenter -t "$init" -a env PATH=/usr/sbin:/usr/bin:/s
 # This machine's programs on that system's network: clients need not be installed there.
 outside() { timeout -k 5 300 nsenter -t "$init" -n "$@"; }
 journal() { inside sh -c 'journalctl --sync; journalctl -q -o cat --no-pager "$@"' journal "$@"; }
+logs() { # logs NAME REGEX [ARGUMENT]...: the journal has it, by these arguments of journal's; a session may end, and log, after its client
+    local found
+    for _ in $(seq 50); do
+        found=$(journal "${@:3}")
+        grep -Eq -- "$2" <<<"$found" && break
+        sleep 0.1
+    done
+    has "$1" "$2" "$found"
+}

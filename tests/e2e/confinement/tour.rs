@@ -255,7 +255,7 @@ fn no_handshake(tour: &Tour<'_>) -> (Session, Trace) {
 }
 
 fn too_slow(tour: &Tour<'_>) -> (Session, Trace) {
-    let program = tour.program().option("--login-timeout", "2");
+    let program = tour.program().option("--login-timeout", "5");
     tour.visit(&program, ONE_LAUNCHER, |client, _| {
         client.greeting();
         let (said, _) = client.read_to_end();

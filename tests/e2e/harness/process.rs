@@ -1,7 +1,7 @@
 //! Looks at live processes through /proc: identity, privileges, descriptors, limits, memory, children.
 
 use super::program::eventually;
-use super::{libc, sys};
+use super::{is_root, libc, sys};
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -153,6 +153,17 @@ impl Process {
             .next()?
             .parse()
             .ok()
+    }
+
+    /// Whether it waits for input in poll or ppoll, so that nothing is going on in it.
+    pub fn is_idle(self) -> bool {
+        if is_root() {
+            let call = self.blocked_in();
+            call == Some(libc::SYS_poll) || call == Some(libc::SYS_ppoll)
+        } else {
+            // Which call it is only root may see.
+            self.state() == Some('S')
+        }
     }
 
     /// A figure of `/proc/PID/smaps_rollup` in KiB, such as `Private_Dirty`.

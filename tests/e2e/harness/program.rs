@@ -571,13 +571,7 @@ impl Session {
     pub fn wait_idle(&self) -> Process {
         let network = self.network();
         eventually("the network process waits in poll", || {
-            if is_root() {
-                let call = network.blocked_in()?;
-                (call == libc::SYS_poll || call == libc::SYS_ppoll).then_some(())
-            } else {
-                // Which call it is only root may see; it never sleeps in any other.
-                (network.state() == Some('S')).then_some(())
-            }
+            network.is_idle().then_some(())
         });
         network
     }

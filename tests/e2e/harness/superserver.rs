@@ -77,14 +77,14 @@ impl Server {
     ) -> Self {
         let mut server = Self::start_listening(test, kind, program, setup);
         if server.kind == Superserver::Listener {
-            // It listens first, and then reads what it needs to serve.
+            // It listens first, then starts its keeper and waits for that to be ready, and looks for clients and signals at last.
             eventually("the listener serves", || {
                 assert!(
                     !server.running.has_ended(),
                     "the listener ended: {}",
                     server.log()
                 );
-                server.keeper()
+                server.keeper().filter(|_| server.process().is_idle())
             });
         }
         server
