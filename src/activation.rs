@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::{
-    SockType, SockaddrStorage, getpeername, getsockname, getsockopt, setsockopt, sockopt,
+    SockType, SockaddrStorage, UnixAddr, getpeername, getsockname, getsockopt, setsockopt, sockopt,
 };
 
 use crate::channel::{Channel, is_pipe, is_socket};
@@ -257,6 +257,14 @@ fn is_of_superserver(fd: BorrowedFd<'_>) -> bool {
         })
 }
 
+/// Whether what is written there may reach a client. Only of a unix socket without a name it cannot: it is one of a pair, as sshd and
+/// Node have for standard output, or was connected by whoever started us, as the journal's was. Whatever else a superserver accepts
+/// on has the name that it listens at.
+pub(crate) fn may_be_clients(fd: BorrowedFd<'_>) -> bool {
+    let name = getsockname::<UnixAddr>(fd.as_raw_fd());
+    is_socket(fd) && !name.is_ok_and(|name| name.is_unnamed())
+}
+
 fn is_channel(fd: BorrowedFd<'_>) -> bool {
     is_socket(fd) || is_pipe(fd)
 }
@@ -427,10 +435,16 @@ mod tests {
             UnixStream::connect(&path).unwrap(),
         );
         let accepted = (tcp.accept().unwrap().0, unix.accept().unwrap().0);
-        assert!(is_of_superserver(accepted.0.as_fd()) && is_of_superserver(accepted.1.as_fd()));
+        // As the journal's on standard output: only the other end has a name.
+        assert!(!is_of_superserver(clients.1.as_fd()) && !may_be_clients(clients.1.as_fd()));
+        let are_clients = || {
+            let accepted = [accepted.0.as_fd(), accepted.1.as_fd()];
+            accepted.map(|fd| is_of_superserver(fd) && may_be_clients(fd)) == [true; 2]
+        };
+        assert!(are_clients());
         // Gone, and yet a client.
         drop(clients);
-        assert!(is_of_superserver(accepted.0.as_fd()) && is_of_superserver(accepted.1.as_fd()));
+        assert!(are_clients());
         let (pair, _other) = UnixStream::pair().unwrap();
         let (pipe, _writer) = nix::unistd::pipe().unwrap();
         let null = dev_null().unwrap();
@@ -442,6 +456,9 @@ mod tests {
             null.as_fd(),
         ] {
             assert!(!is_of_superserver(other), "{other:?}");
+        }
+        for other in [pair.as_fd(), pipe.as_fd(), null.as_fd()] {
+            assert!(!may_be_clients(other), "{other:?}");
         }
         std::fs::remove_dir_all(directory).unwrap();
     }

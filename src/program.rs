@@ -39,11 +39,10 @@ pub(crate) fn run() -> u8 {
     }
 }
 
-/// Help is for a terminal or a pager, never for a client.
+/// Help and report are for a terminal, a pager or the journal, never for a client.
 fn show(text: &str) -> u8 {
     let mut stdout = std::io::stdout();
-    let is_clients = crate::channel::is_socket(stdout.as_fd());
-    let is_shown = !is_clients
+    let is_shown = !activation::may_be_clients(stdout.as_fd())
         && stdout
             .write_all(text.as_bytes())
             .and_then(|()| stdout.flush())

@@ -19,6 +19,11 @@ pub fn tests() -> Vec<Trial> {
             client,
         ),
         test(
+            "check: a socket on standard output that is no client's gets the report",
+            &[],
+            no_client,
+        ),
+        test(
             "check: a listener of ours has the address it listens on, and not others of its port",
             &[],
             addresses,
@@ -434,9 +439,29 @@ fn unix_sockets(test: &Test) {
 }
 
 fn client(test: &Test) {
-    let mut session = Program::new(test).flag("--check").start();
-    let (said, _) = session.client().read_to_end();
-    assert_eq!(said, b"");
-    session.close_client();
-    assert_eq!(session.wait_code(), 100);
+    for socket in [Socket::Tcp4, Socket::Tcp6, Socket::Unix] {
+        let program = Program::new(test).flag("--check");
+        let mut session = program.start_on(socket, Handover::Stdio, Stderr::Log);
+        let (said, _) = session.client().read_to_end();
+        assert_eq!(said, b"", "{socket:?}");
+        session.close_client();
+        assert_eq!(session.wait_code(), 100, "{socket:?}");
+    }
+}
+
+/// As sshd and Node have them for a program's output, and as the journal's is.
+fn no_client(test: &Test) {
+    for socket in [Socket::Pair, Socket::UnixOutgoing] {
+        let program = Program::new(test).flag("--check");
+        let mut session = program.start_on(socket, Handover::Stdio, Stderr::Log);
+        let (said, _) = session.client().read_to_end();
+        let report = String::from_utf8(said).unwrap();
+        assert!(
+            report.contains("ok: backend: it greets: * OK "),
+            "{socket:?}: {report}"
+        );
+        assert!(report.contains(": log: "), "{socket:?}: {report}");
+        session.close_client();
+        assert_eq!(session.wait_code(), 0, "{socket:?}: {report}");
+    }
 }

@@ -912,6 +912,14 @@ fn help(test: &Test) {
             assert!(text.contains(expected), "{text}");
             assert!(text.lines().all(|line| line.len() <= 80), "{text}");
         }
+        for socket in [Socket::Pair, Socket::UnixOutgoing] {
+            let mut session = bare(flag).start_on(socket, Handover::Stdio, Stderr::Log);
+            let (said, _) = session.client().read_to_end();
+            let text = String::from_utf8(said).unwrap();
+            assert!(text.contains(expected), "{socket:?}: {text}");
+            session.close_client();
+            assert_eq!(session.wait_code(), 0, "{socket:?}");
+        }
         let mut session = bare(flag).start();
         let (said, _) = session.client().read_to_end();
         assert_eq!(said, b"", "a client got the help");

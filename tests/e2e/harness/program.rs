@@ -36,6 +36,8 @@ pub enum Socket {
     MappedTcp4,
     /// A connection to a listening unix socket.
     Unix,
+    /// The other end of one, as of the journal's on standard output: who listens plays the client.
+    UnixOutgoing,
     /// A socketpair.
     Pair,
     /// A pipe on descriptor 0 and another on 1.
@@ -426,11 +428,16 @@ fn connect(socket: Socket, dir: &Path) -> Pair {
         }
         Socket::Tcp6 => on_tcp(v6, v6),
         Socket::MappedTcp4 => on_tcp(SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)), v4),
-        Socket::Unix => {
+        Socket::Unix | Socket::UnixOutgoing => {
             let path = dir.join(format!("client-{}.sock", super::next_number()));
             let listener = UnixListener::bind(&path).unwrap();
-            let client = UnixStream::connect(&path).unwrap();
-            let (server, _) = listener.accept().unwrap();
+            let outgoing = UnixStream::connect(&path).unwrap();
+            let (incoming, _) = listener.accept().unwrap();
+            let (client, server) = if socket == Socket::Unix {
+                (outgoing, incoming)
+            } else {
+                (incoming, outgoing)
+            };
             let server: OwnedFd = server.into();
             Pair {
                 client: Some(Client::on(client)),
