@@ -201,7 +201,8 @@ fn misbehaved(what: &PeerMisbehaved) -> &'static str {
     }
 }
 
-/// What is wrong with the client's certificate.
+/// What is wrong with the client's certificate. Most of what the verifier has no variant for is an error of a crate beneath the
+/// library, whose type is not to be had: its text is its name.
 fn certificate(what: &CertificateError) -> String {
     let date = |seconds: u64| {
         let time = i64::try_from(seconds).ok();
@@ -236,17 +237,32 @@ fn certificate(what: &CertificateError) -> String {
         CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
             "is not for clients (clientAuth is missing in its extendedKeyUsage)"
         }
-        CertificateError::UnhandledCriticalExtension => {
-            "has a critical extension that is not understood"
-        }
         CertificateError::UnsupportedSignatureAlgorithmContext { .. }
         | CertificateError::UnsupportedSignatureAlgorithmForPublicKeyContext { .. } => {
             "is signed by an algorithm that is not accepted, such as SHA-1"
         }
-        _ => "is not acceptable",
+        CertificateError::Other(what) => match what.to_string().as_str() {
+            "CaUsedAsEndEntity" => {
+                "is an authority's own (CA:TRUE in its basicConstraints): issue clients one without"
+            }
+            "NameConstraintViolation" => {
+                "is for a name that an authority of it may not certify (nameConstraints)"
+            }
+            "PathLenConstraintViolated" => {
+                "is from more authorities in a row than one of them allows (pathlen in its basicConstraints)"
+            }
+            "UnsupportedCertVersion" => {
+                "is not of X.509 version 3: have it issued with extensions (openssl x509 -req -extfile)"
+            }
+            "UnsupportedCriticalExtension" => "has a critical extension that is not understood",
+            _ => NOT_ACCEPTABLE,
+        },
+        _ => NOT_ACCEPTABLE,
     };
     format!("the client's certificate {what}")
 }
+
+const NOT_ACCEPTABLE: &str = "is not acceptable";
 
 /// The alert that the library sends for an error; `None` where it depends on the place, or there is none.
 fn alert_sent(error: &Error, hello: &HelloFacts) -> Option<AlertDescription> {
@@ -287,12 +303,13 @@ fn alert_sent(error: &Error, hello: &HelloFacts) -> Option<AlertDescription> {
     })
 }
 
-/// The library's name for the error: the variant, without what it carries.
+/// The library's name for the error: the variant, without what it carries; of a certificate's that has none, its verifier's.
 fn technical_name(error: &Error) -> Option<String> {
     let name = match error {
         Error::PeerIncompatible(what) => format!("{what:?}"),
         Error::PeerMisbehaved(what) => format!("{what:?}"),
         Error::InvalidMessage(what) => format!("{what:?}"),
+        Error::InvalidCertificate(CertificateError::Other(what)) => what.to_string(),
         Error::InvalidCertificate(what) => format!("{what:?}"),
         Error::InvalidCertRevocationList(what) => format!("{what:?}"),
         Error::General(_) => return None,

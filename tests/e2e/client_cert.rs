@@ -4,7 +4,10 @@
 use crate::harness::identity::now;
 use crate::harness::*;
 use libtest_mimic::Trial;
-use rcgen::{DnType, ExtendedKeyUsagePurpose, SanType};
+use rcgen::{
+    BasicConstraints, CustomExtension, DnType, ExtendedKeyUsagePurpose, GeneralSubtree, IsCa,
+    NameConstraints, SanType,
+};
 use rustls::client::Resumption;
 use rustls::version::{TLS12, TLS13};
 use std::path::{Path, PathBuf};
@@ -200,6 +203,29 @@ fn verdicts(test: &Test, policy: &str, version: &str) {
     let server = ca.issue("alice", |params| {
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     });
+    let authoritative = ca.issue("alice", |params| {
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    });
+    let bare = ca.issue_version_1("alice");
+    let critical = ca.issue("alice", |params| {
+        let mut extension =
+            CustomExtension::from_oid_content(&[1, 3, 6, 1, 4, 1, 99_999, 1], vec![5, 0]);
+        extension.set_criticality(true);
+        params.custom_extensions = vec![extension];
+    });
+    let short = ca.intermediate_with("short", |params| {
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    });
+    let far = short.intermediate("far").issue("alice", |_| {});
+    let named = ca.intermediate_with("named", |params| {
+        params.name_constraints = Some(NameConstraints {
+            permitted_subtrees: vec![GeneralSubtree::DnsName("example.org".to_owned())],
+            excluded_subtrees: Vec::new(),
+        });
+    });
+    let outside = named.issue("alice", |params| {
+        params.subject_alt_names = vec![SanType::DnsName("pc.example.net".try_into().unwrap())];
+    });
     let list = ca.list(&[11], YEAR);
     let (stale, below_list) = (ca.list(&[11], -86_400), between.list(&[13], YEAR));
     let (below_revoked, nothing) = (between.list(&[12], YEAR), ca.list(&[], YEAR));
@@ -287,6 +313,41 @@ fn verdicts(test: &Test, policy: &str, version: &str) {
             revoked,
         ),
     ];
+    // For all of these the library has one name, Other: the words come from what is inside.
+    for (name, identity, words) in [
+        (
+            "an authority's own",
+            &authoritative,
+            "the client's certificate is an authority's own (CA:TRUE in its basicConstraints): issue clients one without \
+             (CaUsedAsEndEntity; ",
+        ),
+        (
+            "of version 1",
+            &bare,
+            "the client's certificate is not of X.509 version 3: have it issued with extensions (openssl x509 -req -extfile) \
+             (UnsupportedCertVersion; ",
+        ),
+        (
+            "with an unknown critical extension",
+            &critical,
+            "the client's certificate has a critical extension that is not understood (UnsupportedCriticalExtension; ",
+        ),
+        (
+            "by more authorities than allowed",
+            &far,
+            "the client's certificate is from more authorities in a row than one of them allows (pathlen in its basicConstraints) \
+             (PathLenConstraintViolated; ",
+        ),
+        (
+            "of a name that is not allowed",
+            &outside,
+            "the client's certificate is for a name that an authority of it may not certify (nameConstraints) \
+             (NameConstraintViolation; ",
+        ),
+    ] {
+        let refusal = (words, "certificate_unknown", "CertificateUnknown");
+        rows.push(row(name, "required", Some(identity), &[], Some(refusal)));
+    }
     for demand in ["required", "request"] {
         rows.extend([
             row("good", demand, Some(&good), &[], None),

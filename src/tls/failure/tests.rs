@@ -10,8 +10,8 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{
-    CipherSuite, ClientConfig, ClientConnection, DigitallySignedStruct, NamedGroup, ServerConfig,
-    ServerConnection, SignatureScheme, SupportedProtocolVersion, version,
+    CipherSuite, ClientConfig, ClientConnection, DigitallySignedStruct, NamedGroup, OtherError,
+    ServerConfig, ServerConnection, SignatureScheme, SupportedProtocolVersion, version,
 };
 
 use super::*;
@@ -582,7 +582,7 @@ fn an_rsa_certificate_alone_asks_for_its_sister() {
 }
 
 #[test]
-fn errors_of_certificates_that_need_a_list_are_told() {
+fn errors_of_certificates_that_are_hard_to_make_are_told() {
     let of_day =
         |day: u64| UnixTime::since_unix_epoch(std::time::Duration::from_secs(day * 86_400));
     for (error, words) in [
@@ -606,6 +606,12 @@ fn errors_of_certificates_that_need_a_list_are_told() {
             },
             "the client's certificate cannot be checked: --client-crl is out of date, a new list was due \
              Oct  4 00:00:00 2024 +00:00 (ExpiredRevocationListContext; alert sent: unknown_ca)",
+        ),
+        (
+            CertificateError::Other(OtherError(Arc::from(Box::from(
+                "SignatureAlgorithmMismatch",
+            )))),
+            "the client's certificate is not acceptable (SignatureAlgorithmMismatch; alert sent: certificate_unknown)",
         ),
     ] {
         assert_eq!(explain(&error.into(), &HelloFacts::default()), words);

@@ -1,6 +1,7 @@
 //! An authority for client certificates: its certificates, intermediate authorities and revocation lists, made on the spot.
 
 use super::dir::{make_dir, write_file};
+use super::pki::{der_element, sign};
 use rcgen::{
     BasicConstraints, Certificate, CertificateParams, CertificateRevocationListParams, DnType,
     ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams,
@@ -68,8 +69,18 @@ impl Authority {
 
     /// An authority that this one certifies.
     pub fn intermediate(&self, name: &str) -> Self {
+        self.intermediate_with(name, |_| {})
+    }
+
+    /// The same, after `change` had its way with it.
+    pub fn intermediate_with(
+        &self,
+        name: &str,
+        change: impl FnOnce(&mut CertificateParams),
+    ) -> Self {
         let key = KeyPair::generate().unwrap();
-        let params = authority_params(name);
+        let mut params = authority_params(name);
+        change(&mut params);
         let certificate = params.signed_by(&key, &self.certificate, &self.key);
         let certificate = certificate.unwrap();
         let mut chain = vec![Shown::of(&certificate)];
@@ -100,6 +111,15 @@ impl Authority {
         let (params, key) = (client_params(name, change), KeyPair::generate().unwrap());
         let certificate = params.signed_by(&key, &self.certificate, &self.key);
         Identity::new(&self.dir, &certificate.unwrap(), &key, &self.chain)
+    }
+
+    /// The same of X.509 version 1, which has no extensions, as `openssl x509 -req` made it for long. For [`Identity::shown_by`]
+    /// alone: there is no file of it.
+    pub fn issue_version_1(&self, name: &str) -> Identity {
+        let mut identity = self.issue(name, |_| {});
+        let own = &mut identity.chain[0];
+        own.der = version_1(&own.der, &self.key).into();
+        identity
     }
 
     /// A client's certificate that its holder signed himself.
@@ -158,6 +178,39 @@ impl Identity {
         config.client_auth_cert_resolver = Arc::new(SingleCertAndKey::from(certified));
         config
     }
+}
+
+/// A certificate without its version and its extensions (RFC 5280 section 4.1), signed anew by its authority.
+fn version_1(certificate: &[u8], authority: &KeyPair) -> Vec<u8> {
+    const VERSION: u8 = 0xa0;
+    const EXTENSIONS: u8 = 0xa3;
+    let sequence = |parts: &[&[u8]]| {
+        let content = parts.concat();
+        let length = u16::try_from(content.len()).unwrap().to_be_bytes();
+        // As short as it can be, which DER wants.
+        match length {
+            [0, length @ 0x80..=0xff] => [&[0x30, 0x81, length], content.as_slice()].concat(),
+            [0, length] => [&[0x30, length], content.as_slice()].concat(),
+            [high, low] => [&[0x30, 0x82, high, low], content.as_slice()].concat(),
+        }
+    };
+    let (_, certificate, _) = der_element(certificate);
+    let (_, mut fields, after) = der_element(certificate);
+    let (_, _, signature) = der_element(after);
+    let algorithm = &after[..after.len() - signature.len()];
+    let mut kept = Vec::new();
+    while !fields.is_empty() {
+        let (tag, _, rest) = der_element(fields);
+        if ![VERSION, EXTENSIONS].contains(&tag) {
+            kept.push(&fields[..fields.len() - rest.len()]);
+        }
+        fields = rest;
+    }
+    let signed = sequence(&kept);
+    let signature = sign(authority, &signed);
+    let length = u8::try_from(1 + signature.len()).unwrap();
+    let signature = [&[3, length, 0], signature.as_slice()].concat();
+    sequence(&[&signed, algorithm, &signature])
 }
 
 /// Seconds since 1970.

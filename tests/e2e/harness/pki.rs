@@ -92,11 +92,7 @@ impl Pki {
 
     /// The authority's signature, ECDSA with P-256 and SHA-256.
     pub fn sign_as_authority(&self, bytes: &[u8]) -> Vec<u8> {
-        let random = ring::rand::SystemRandom::new();
-        let algorithm = &ring::signature::ECDSA_P256_SHA256_ASN1_SIGNING;
-        let key = authority().key_pair.serialize_der();
-        let key = ring::signature::EcdsaKeyPair::from_pkcs8(algorithm, &key, &random).unwrap();
-        key.sign(&random, bytes).unwrap().as_ref().to_vec()
+        sign(&authority().key_pair, bytes)
     }
 
     /// The same key in another PEM form, as a file beside `test_dir`'s other files.
@@ -260,6 +256,15 @@ fn name(common: &str) -> DistinguishedName {
     name
 }
 
+/// A signature, ECDSA with P-256 and SHA-256.
+pub fn sign(key: &KeyPair, bytes: &[u8]) -> Vec<u8> {
+    let random = ring::rand::SystemRandom::new();
+    let algorithm = &ring::signature::ECDSA_P256_SHA256_ASN1_SIGNING;
+    let key = key.serialize_der();
+    let key = ring::signature::EcdsaKeyPair::from_pkcs8(algorithm, &key, &random).unwrap();
+    key.sign(&random, bytes).unwrap().as_ref().to_vec()
+}
+
 /// Walks into DER: for each wanted tag, enters (a SEQUENCE that is not the last) or skips to the next element; gives
 /// the contents of the last.
 fn der_value<'a>(mut der: &'a [u8], tags: &[u8]) -> &'a [u8] {
@@ -277,7 +282,7 @@ fn der_value<'a>(mut der: &'a [u8], tags: &[u8]) -> &'a [u8] {
     der
 }
 
-fn der_element(der: &[u8]) -> (u8, &[u8], &[u8]) {
+pub fn der_element(der: &[u8]) -> (u8, &[u8], &[u8]) {
     let (length, header) = match der[1] {
         short @ 0..=0x7f => (usize::from(short), 2),
         0x81 => (usize::from(der[2]), 3),
