@@ -11,7 +11,7 @@ use crate::buffer::Buffer;
 use crate::error::EXIT_TEMPORARY;
 use crate::imap::{Action, CloseReason, Entry, Policy, Preauth};
 use crate::log::Escaped;
-use crate::tls::{Facts, Progress};
+use crate::tls::{Facts, Progress, Start};
 
 /// The parts of a session, each with only its own data.
 pub(super) enum Phase {
@@ -431,7 +431,11 @@ impl<'a> Relay<'a> {
                 .log
                 .error(format!("{what}: {fault} (sni={name})")),
             None => {
-                let why = tls.explain(error);
+                let start = match self.parts.policy {
+                    Policy::Implicit => Start::Implicit,
+                    Policy::Optional | Policy::Required => Start::StartTls,
+                };
+                let why = tls.explain(error, start);
                 let line = format!("{what}: {why} (sni={name})");
                 self.parts.log.info(Escaped(line.as_bytes()));
             }

@@ -23,9 +23,11 @@ pub(crate) fn explain(error: &Error, hello: &HelloFacts) -> String {
         }
         Error::PeerIncompatible(what) => incompatible(what, hello),
         Error::PeerMisbehaved(what) => misbehaved(what).to_owned(),
-        Error::InvalidMessage(_) | Error::InappropriateMessage { .. } => no_tls(&hello.opening)
-            .unwrap_or("the client's message is malformed or out of place")
-            .to_owned(),
+        Error::InvalidMessage(_) | Error::InappropriateMessage { .. } => {
+            no_tls(&hello.opening, hello.start)
+                .unwrap_or("the client's message is malformed or out of place")
+                .to_owned()
+        }
         Error::InappropriateHandshakeMessage { .. } => {
             "the client's handshake messages come in the wrong order".to_owned()
         }

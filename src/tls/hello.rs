@@ -12,6 +12,8 @@ pub(crate) struct HelloFacts {
     pub(crate) is_without_alert: bool,
     /// Whether `--min-tls 1.3` is set.
     pub(crate) is_tls13_only: bool,
+    /// How TLS began.
+    pub(crate) start: Start,
     /// The kinds of certificates that there are for this client.
     pub(crate) certificates: Vec<KeyKind>,
     /// Why the client was given no certificate, if it was not.
@@ -32,6 +34,14 @@ pub(crate) enum KeyKind {
     Ecdsa,
     Ed25519,
     Rsa,
+}
+
+/// How TLS began.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) enum Start {
+    #[default]
+    Implicit,
+    StartTls,
 }
 
 /// Why the resolver has no certificate for a client.
@@ -141,7 +151,7 @@ pub(super) fn hello_version(opening: &[u8]) -> Option<u16> {
 }
 
 /// What it is, if it is no TLS, by its first octets.
-pub(super) fn no_tls(opening: &[u8]) -> Option<&'static str> {
+pub(super) fn no_tls(opening: &[u8], start: Start) -> Option<&'static str> {
     const HTTP: [&[u8]; 7] = [
         b"CONNECT ",
         b"DELETE ",
@@ -179,9 +189,15 @@ pub(super) fn no_tls(opening: &[u8]) -> Option<&'static str> {
         [length, _, 1, ..] if length & 0x80 != 0 => {
             Some("the client begins with a hello of SSL 2.0: it is too old")
         }
-        _ if IMAP.iter().any(|word| command.starts_with(word)) => Some(
-            "the client speaks IMAP in clear where TLS has to begin: its encryption setting does not go with the port",
-        ),
+        _ if IMAP.iter().any(|word| command.starts_with(word)) => Some(match start {
+            Start::Implicit => {
+                "the client speaks IMAP in clear where TLS has to begin: its encryption setting does not go with the port"
+            }
+            // The injection of CVE-2011-0411.
+            Start::StartTls => {
+                "IMAP commands follow STARTTLS in clear: the client did not wait for TLS, or somebody on the path put them there"
+            }
+        }),
         _ if opening
             .iter()
             .all(|octet| matches!(octet, b' '..=b'~' | b'\t' | b'\r' | b'\n')) =>

@@ -29,6 +29,7 @@ pub(crate) use client_auth::{
 pub(crate) use client_concerns::Concern;
 pub(crate) use client_identity::ClientIdentity;
 pub(crate) use facts::{FACTS_LENGTH, Facts};
+pub(crate) use hello::Start;
 pub(crate) use resolver::{Certified, UnknownName};
 
 use crate::buffer::Buffer;
@@ -421,7 +422,7 @@ impl Tls {
     }
 
     /// Why the handshake failed, in an administrator's words. They may contain octets of the client's.
-    pub(crate) fn explain(&self, error: &Error) -> String {
+    pub(crate) fn explain(&self, error: &Error, start: Start) -> String {
         let handshake = self.handshake.as_ref();
         let heard = handshake.and_then(Handshake::heard);
         let mut hello = heard.cloned().unwrap_or_default();
@@ -429,6 +430,7 @@ impl Tls {
         hello.opening.clone_from(&self.opening);
         hello.is_without_alert = !self.engine.has_sent_alert();
         hello.is_tls13_only = self.oldest_version == OldestVersion::Tls13;
+        hello.start = start;
         let certificates = certificates.into_iter().flatten();
         hello.certificates = certificates.filter_map(Certified::kind).collect();
         if let Some(Refusal::Client(why)) = self.refusal() {

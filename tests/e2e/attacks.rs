@@ -313,6 +313,11 @@ fn in_one_segment(test: &Test, policy: &str, version: &str) {
             assert_eq!(kinds(&rest), [ALERT], "{injected:?}");
             session.close_client();
             assert_eq!(session.wait_code(), 0, "{}", session.log());
+            if injected.starts_with("b ") {
+                let words = "handshake failed: IMAP commands follow STARTTLS in clear: ";
+                let log = session.log();
+                assert!(log.contains(words), "{injected:?}: {log}");
+            }
         }
     }
     assert_nothing_received(test);

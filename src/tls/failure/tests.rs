@@ -16,7 +16,7 @@ use rustls::{
 
 use super::*;
 use crate::tls::client_auth::{ClientDemand, TrustFile, verifier};
-use crate::tls::hello::OPENING_LENGTH;
+use crate::tls::hello::{OPENING_LENGTH, Start};
 
 /// Gives its certificate or none, and keeps what it saw, as the program's own does.
 #[derive(Debug)]
@@ -430,6 +430,10 @@ fn hello(version: u16, suites: &[CipherSuite], extensions: &[u8]) -> Vec<u8> {
 
 /// As [`outcome`], for what no client of today sends.
 fn outcome_of(bytes: &[u8]) -> String {
+    outcome_after(Start::Implicit, bytes)
+}
+
+fn outcome_after(start: Start, bytes: &[u8]) -> String {
     let pair = Pair::ordinary(BOTH);
     let (resolver, mut server) = server(&pair, &authority().0);
     let error = push(&mut bytes.to_vec(), &mut server).unwrap_err();
@@ -439,6 +443,7 @@ fn outcome_of(bytes: &[u8]) -> String {
     }
     let facts = HelloFacts {
         opening: bytes.iter().copied().take(OPENING_LENGTH).collect(),
+        start,
         certificates: vec![KeyKind::Ecdsa],
         ..resolver.seen.lock().unwrap().clone()
     };
@@ -550,6 +555,20 @@ fn what_is_no_tls_is_told_by_its_first_octets() {
     ] {
         let end = " (InvalidContentType; alert sent: decode_error)";
         assert_eq!(outcome_of(bytes), format!("{words}{end}"));
+    }
+}
+
+#[test]
+fn commands_behind_starttls_are_no_setting_of_the_client() {
+    let outcome = |bytes: &[u8]| outcome_after(Start::StartTls, bytes);
+    assert_eq!(
+        outcome(b"b NOOP\r\n"),
+        "IMAP commands follow STARTTLS in clear: the client did not wait for TLS, or somebody on the path put them there \
+         (InvalidContentType; alert sent: decode_error)"
+    );
+    let others = [&b"GET / HTTP/1.1\r\n"[..], b"\r\n", b"\xff\xf4"];
+    for bytes in others {
+        assert_eq!(outcome(bytes), outcome_of(bytes));
     }
 }
 
