@@ -52,7 +52,12 @@ enum Severity {
 #[derive(Clone, Debug)]
 enum Sink {
     Nowhere,
-    Stderr { priorities: bool, way: Way },
+    /// Of one who reads the lines himself, and knows whose they are. There is room for the few that there can be.
+    Pipe(Rc<OwnedFd>),
+    Stderr {
+        priorities: bool,
+        way: Way,
+    },
     Syslog(Rc<OwnedFd>),
 }
 
@@ -117,6 +122,17 @@ impl Log {
         }
     }
 
+    /// Faults and warnings, for whoever reads the other end of the pipe.
+    pub(crate) fn to_pipe(pipe: OwnedFd) -> Self {
+        Self {
+            destination: Destination::Auto,
+            process: std::process::id(),
+            sink: Sink::Pipe(Rc::new(pipe)),
+            subject: RefCell::default(),
+            verbosity: Verbosity::Quiet,
+        }
+    }
+
     /// The same log for a connection that is served by this process, and not by the one that opened it. Before the sandbox.
     pub(crate) fn for_connection(&self, subject: &impl fmt::Display) -> Self {
         let sink = match &self.sink {
@@ -161,6 +177,7 @@ impl Log {
                 way: Way::OpenedAgain(fd),
                 ..
             }
+            | Sink::Pipe(fd)
             | Sink::Syslog(fd) => Some(fd.as_fd()),
             Sink::Nowhere | Sink::Stderr { .. } => None,
         }
@@ -207,6 +224,7 @@ impl Log {
             } => {
                 format!("<{}>{subject}: {text}", severity as u8)
             }
+            Sink::Pipe(_) => text.to_string(),
             Sink::Stderr { .. } => format!("{subject}: {text}"),
             Sink::Syslog(_) => {
                 let priority = FACILITY_MAIL | severity as u8;
@@ -219,6 +237,9 @@ impl Log {
         }
         match &self.sink {
             Sink::Nowhere => {}
+            Sink::Pipe(pipe) => {
+                let _ = sys::uninterrupted(|| nix::unistd::write(pipe, line.as_bytes()));
+            }
             Sink::Stderr { way, .. } => {
                 line.push('\n');
                 way.write(line.as_bytes());

@@ -1,8 +1,12 @@
 //! The backend: started on a socketpair by its launcher, it must greet as an IMAP server does.
 
 use std::ffi::OsString;
+use std::fs::File;
+use std::io::Read as _;
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
+use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags};
 
 use super::connect::{check_connect, check_header};
@@ -12,7 +16,7 @@ use crate::channel::Received;
 use crate::cli::{BackendChoice, BackendUserChoice, Options, Separation};
 use crate::error::Error;
 use crate::imap::Policy;
-use crate::log::{Destination, Escaped, Log, Verbosity};
+use crate::log::{Escaped, Log};
 use crate::sandbox::OwnUsers;
 
 /// How long a backend may take to greet.
@@ -60,17 +64,14 @@ fn check_program(
         .first()
         .map(|name| name.to_string_lossy().into_owned())
         .unwrap_or_default();
-    let Some(program) = report.take("backend", program, |_| format!("'{name}' can be executed"))
-    else {
+    let Some(program) = report.take("backend", program, |_| format!("'{name}' is there")) else {
         return;
     };
     if *user == BackendUserChoice::OfCertificate {
         let text = "not started: it runs as the user whom a client's certificate names";
         return report.add(Level::Ok, "backend", text);
     }
-    let log = Log::open(Destination::Stderr, Verbosity::Quiet, true);
-    let greeting = Launcher::start(&program, Phase::Cleartext, None, &log)
-        .and_then(|launcher| greeting(launcher.go(None, None), &name));
+    let greeting = start(&program).and_then(|(backend, faults)| greeting(backend, faults, &name));
     let Some(greeting) = report.take("backend", greeting, |line| format!("it greets: {line}"))
     else {
         return;
@@ -91,8 +92,17 @@ fn check_program(
     }
 }
 
+/// The backend, and what its launcher has to say until it has become it.
+fn start(program: &Program) -> Result<(Backend, OwnedFd), Error> {
+    let (faults, log) = nix::unistd::pipe2(OFlag::O_CLOEXEC)
+        .map_err(|error| Error::system("cannot make a pipe", error.desc()))?;
+    let log = Log::to_pipe(log);
+    let launcher = Launcher::start(program, Phase::Cleartext, None, &log)?;
+    Ok((launcher.go(None, None), faults))
+}
+
 /// The first line that the backend says, which must be an IMAP greeting (RFC 9051 section 7.1).
-fn greeting(mut backend: Backend, name: &str) -> Result<String, Error> {
+fn greeting(mut backend: Backend, faults: OwnedFd, name: &str) -> Result<String, Error> {
     let deadline = Instant::now() + GREETING_LIMIT;
     let mut line = Vec::new();
     let mut buffer = [0; 512];
@@ -125,14 +135,23 @@ fn greeting(mut backend: Backend, name: &str) -> Result<String, Error> {
         (false, _) if !first.is_empty() => Err(Error::Setup(format!(
             "'{name}' (BACKEND) says \"{text}\", which is no IMAP greeting: is it an IMAP server on standard input and output?"
         ))),
-        (false, true) => Err(Error::Setup(format!(
-            "'{name}' (BACKEND) ends without a greeting: try it by hand, and look into its log"
-        ))),
+        (false, true) => Err(Error::Setup(launchers_fault(faults).unwrap_or_else(|| {
+            format!(
+                "'{name}' (BACKEND) ends without a greeting: try it by hand, and look into its log"
+            )
+        }))),
         (false, false) => Err(Error::Setup(format!(
             "'{name}' (BACKEND) says nothing within {} s: does it serve standard input and output?",
             GREETING_LIMIT.as_secs()
         ))),
     }
+}
+
+/// Why the launcher did not become the backend. It is read to its end, which came with exec or the launcher's own.
+fn launchers_fault(faults: OwnedFd) -> Option<String> {
+    let mut text = String::new();
+    File::from(faults).read_to_string(&mut text).ok()?;
+    (!text.is_empty()).then_some(text)
 }
 
 fn wait_for(backend: &Backend, deadline: Instant) {

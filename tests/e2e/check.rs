@@ -65,6 +65,13 @@ pub fn tests() -> Vec<Trial> {
             },
         ));
     }
+    for (name, needs, change, reason) in UNEXECUTABLE {
+        tests.push(test(
+            &format!("check: {name} is found, with the system's reason"),
+            needs,
+            |test| unexecutable(test, *change, reason),
+        ));
+    }
     tests
 }
 
@@ -82,6 +89,77 @@ fn found(test: &Test, fault: &Fault) {
     let line = line.unwrap_or_else(|| panic!("no line with {:?} in: {report}", fault.says));
     assert!(line.starts_with("error: "), "{line}");
     assert_eq!(output.status.code(), Some(100), "{report}");
+}
+
+type Unexecutable = (
+    &'static str,
+    &'static [Need],
+    fn(&Test, Program) -> Program,
+    &'static str,
+);
+
+/// Backends that are there, and yet cannot be executed, which execve(2) alone can tell.
+const UNEXECUTABLE: &[Unexecutable] = &[
+    (
+        "a backend in a directory that its user cannot enter",
+        &[Need::Root],
+        |test, program| {
+            make_dir(&test.path("closed"), 0o700);
+            let backend = test.path("closed/backend");
+            write_file(&backend, "#!/bin/sh\n", 0o755);
+            program.backend([backend]).option("--backend-user", "games")
+        },
+        "Permission denied",
+    ),
+    (
+        "a script without an interpreter as the backend",
+        &[],
+        |test, program| {
+            let backend = test.path("script");
+            write_file(&backend, "echo '* OK hello'\n", 0o755);
+            program.backend([backend])
+        },
+        "Exec format error",
+    ),
+    (
+        "a script with line ends of another system as the backend",
+        &[],
+        |test, program| {
+            let backend = test.path("script");
+            write_file(&backend, "#!/bin/sh\r\necho '* OK hello'\r\n", 0o755);
+            program.backend([backend])
+        },
+        "No such file or directory",
+    ),
+];
+
+fn unexecutable(test: &Test, change: fn(&Test, Program) -> Program, reason: &str) {
+    let program = change(test, Program::new(test));
+    let backend = program.command_line().pop().unwrap();
+    let backend = backend.to_str().unwrap();
+    let is_there = format!("'{backend}' is there");
+    let fault = format!("cannot execute the IMAP server '{backend}' (BACKEND): {reason}");
+    for format in ["text", "json"] {
+        let output = program.clone().flag(&format!("--check={format}")).run();
+        assert!(output.stderr.is_empty(), "{output:?}");
+        let report = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(output.status.code(), Some(100), "{report}");
+        for (level, text) in [("ok", &is_there), ("error", &fault)] {
+            if format == "text" {
+                let line = format!("{level}: backend: {text}\n");
+                assert!(report.contains(&line), "{line}: {report}");
+            } else {
+                let findings: serde_json::Value = serde_json::from_str(&report).unwrap();
+                let finding = serde_json::json!({
+                    "level": level,
+                    "subject": "backend",
+                    "text": text,
+                });
+                assert!(findings.as_array().unwrap().contains(&finding), "{report}");
+            }
+        }
+        assert!(!report.contains("by hand"), "{report}");
+    }
 }
 
 type Advice = (
