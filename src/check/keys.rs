@@ -10,7 +10,7 @@ use crate::cli::{CommonOptions, Options};
 use crate::clock;
 use crate::error::{Error, reason};
 use crate::host_name::HostName;
-use crate::keeper::{CHAIN_FILE, KEY_FILE, KeeperClient, Offer};
+use crate::keeper::{CHAIN_FILE, KEY_FILE, KeeperClient, Offer, ocsp};
 use crate::setup::{set_up_tls, start_own_keeper};
 use crate::tls::{Certified, Filed};
 use crate::trust::Trust;
@@ -90,7 +90,9 @@ pub(super) fn check_keys(
     let paths = options.certificates.iter();
     let paths = paths.map(|files| files.certificate.display().to_string());
     check_all(report, &offer.certificates, paths);
-    for warning in &offer.warnings {
+    let warnings = offer.warnings.iter();
+    // That one is an error here, and the certificate's.
+    for warning in warnings.filter(|warning| !warning.ends_with(ocsp::MISSING)) {
         report.add(Level::Warning, "tickets and OCSP", warning);
     }
     if let Some(path) = tickets.filter(|_| offer.has_ticket_keys) {
@@ -135,15 +137,18 @@ fn check_all(report: &mut Report, certificates: &[Certified], names: impl Iterat
     let are_many = certificates.len() > 1;
     for (certified, name) in certificates.iter().zip(names) {
         report.labelled(are_many.then_some(name.as_str()), |part| {
-            check_certified(part, certified);
+            check_certified(part, certified, ocsp::MISSING);
         });
     }
 }
 
-fn check_certified(report: &mut Report, certified: &Certified) {
-    check_chain(report, &certified.key.cert, clock::now().unwrap_or(0));
+fn check_certified(report: &mut Report, certified: &Certified, missing: &str) {
+    let chain = &certified.key.cert;
+    check_chain(report, chain, clock::now().unwrap_or(0));
     if certified.key.ocsp.is_some() {
         report.add(Level::Ok, "OCSP response", "it is fresh, so it is stapled");
+    } else if chain.first().is_some_and(|own| ocsp::is_demanded(own)) {
+        report.add(Level::Error, "certificate", format!("it {missing}"));
     }
 }
 
@@ -155,6 +160,7 @@ fn check_directory(
     found: Option<&Found<'_>>,
 ) {
     const SUBJECT: &str = "certificate directory";
+    const MISSING: &str = "demands a stapled OCSP response (must-staple), and --ocsp is for --cert alone: have it issued without";
     let entries = match fs::read_dir(directory) {
         Ok(entries) => entries,
         Err(error) => return report.add(Level::Error, SUBJECT, reason(&error)),
@@ -185,7 +191,7 @@ fn check_directory(
         match ask_keeper(options, found, ask) {
             Ok(Ok(Filed::Certificate(certified))) => {
                 report.labelled(Some(name.as_str()), |part| {
-                    check_certified(part, &certified);
+                    check_certified(part, &certified, MISSING);
                 });
             }
             Ok(Ok(Filed::Nothing | Filed::PassedOver(_))) => {

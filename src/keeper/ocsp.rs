@@ -25,15 +25,36 @@ pub struct Fresh {
 const DEFAULT_LIFETIME: i64 = 86_400;
 /// What [`check`] has against a response that is good for another certificate, perhaps.
 pub(super) const ANOTHER: &str = "it is about another certificate: was the certificate renewed?";
+/// What is said of a certificate of `--cert` that demands a response in vain.
+pub(crate) const MISSING: &str = "demands a stapled OCSP response (must-staple), and there is none: give --ocsp FILE, or have it issued without";
 /// The largest response, in octets: it is sent in every full handshake, and real ones have hundreds of octets to 2 KiB.
 const RESPONSE_LIMIT: usize = 16_384;
 /// How many of the certificates in a response are looked at: its signer's is the only one that should be there.
 const CERTIFICATE_LIMIT: usize = 4;
 
+/// The TLS extension of a client that takes a stapled response (RFC 6066 section 8).
+const STATUS_REQUEST: u8 = 5;
+
 // Object identifiers, as they are encoded.
 const BASIC_RESPONSE: &[u8] = &[0x2b, 6, 1, 5, 5, 7, 0x30, 1, 1];
 const SHA1_IDENTIFIER: &[u8] = &[0x2b, 0x0e, 3, 2, 0x1a];
 const SHA256_IDENTIFIER: &[u8] = &[0x60, 0x86, 0x48, 1, 0x65, 3, 4, 2, 1];
+const TLS_FEATURE: &[u8] = &[0x2b, 6, 1, 5, 5, 7, 1, 0x18];
+
+/// Whether clients are told to refuse the certificate where no response is stapled (RFC 7633).
+pub(crate) fn is_demanded(certificate: &[u8]) -> bool {
+    let Ok(own) = parse_certificate(certificate) else {
+        return false;
+    };
+    let mut extensions = own.iter_extensions();
+    extensions
+        .find(|extension| extension.oid.as_bytes() == TLS_FEATURE)
+        .and_then(|extension| universal(&mut { extension.value }, Tag::Sequence))
+        .is_some_and(|mut features| {
+            std::iter::from_fn(|| universal(&mut features, Tag::Integer))
+                .any(|feature| feature == [STATUS_REQUEST])
+        })
+}
 
 /// Judges a response for the certificate, at the time `now`. With the issuer's certificate, the next in the chain, its
 /// signature is verified too; without, a forged response would be found by the clients.

@@ -7,7 +7,9 @@ use nix::sys::epoll::Epoll;
 use nix::sys::socket::{MsgFlags, recv, send};
 use rustls::sign::SigningKey;
 
-use super::message::{Holdings, INTRODUCTION_LIMIT, Introduction, REQUEST_LIMIT, Reply, Request};
+use super::message::{
+    Holding, Holdings, INTRODUCTION_LIMIT, Introduction, REQUEST_LIMIT, Reply, Request,
+};
 use super::opener::Opener;
 use super::shared::Door;
 use super::signing::SignRequest;
@@ -197,6 +199,12 @@ impl<'a> Keeper<'a> {
         for (place, response) in bytes.ocsp {
             if let Err(why) = staple(&mut held, response) {
                 warnings.push(format!("{place} is not used: {why}"));
+            }
+        }
+        for (held, unparsed) in held.iter().zip(&bytes.certificates) {
+            let Holding { chain, ocsp, .. } = &held.holding;
+            if ocsp.is_empty() && chain.first().is_some_and(|own| ocsp::is_demanded(own)) {
+                warnings.push(format!("{} {}", unparsed.certificate.0, ocsp::MISSING));
             }
         }
         let holdings = Holdings {

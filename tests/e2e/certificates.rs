@@ -130,7 +130,7 @@ fn both(pki: &Pki) -> String {
         .concat()
 }
 
-fn directory(test: &Test) -> PathBuf {
+pub fn directory(test: &Test) -> PathBuf {
     let path = test.path("live");
     if !path.exists() {
         make_dir(&path, 0o755);
@@ -139,7 +139,7 @@ fn directory(test: &Test) -> PathBuf {
 }
 
 /// Files a certificate as `NAME.pem`.
-fn file_whole(test: &Test, name: &str, pki: &Pki) {
+pub fn file_whole(test: &Test, name: &str, pki: &Pki) {
     write_file(
         &directory(test).join(format!("{name}.pem")),
         both(pki),

@@ -1,7 +1,9 @@
 //! `--check`: every bad set-up of setup.rs is found by it too, in the same words, without a connection; and some that a session
 //! would not mind, or would meet too late.
 
+use crate::certificates::{directory, file_whole};
 use crate::harness::*;
+use crate::ocsp;
 use crate::setup::{FAULTS, Fault, ROOT_FAULTS};
 use libtest_mimic::Trial;
 use std::path::Path;
@@ -233,6 +235,27 @@ const ADVICE: &[Advice] = &[
         &["certificate: it is not for servers (no serverAuth"],
     ),
     (
+        "a certificate that demands a stapled response",
+        "error",
+        |test, program| program.pki(&must_staple(test)),
+        &[
+            "certificate: it demands a stapled OCSP response (must-staple), and there is none",
+            "give --ocsp FILE",
+        ],
+    ),
+    (
+        "a certificate in the directory that demands a stapled response",
+        "error",
+        |test, program| {
+            file_whole(test, "mail.example", &must_staple(test));
+            program.option("--cert-dir", directory(test))
+        },
+        &[
+            "certificate: mail.example: it demands a stapled OCSP response (must-staple)",
+            "--ocsp is for --cert alone",
+        ],
+    ),
+    (
         "a chain whose next certificate has another key than the issuer",
         "error",
         |test, program| {
@@ -350,6 +373,12 @@ const ADVICE: &[Advice] = &[
         &["(BACKEND) says nothing within 10 s"],
     ),
 ];
+
+fn must_staple(test: &Test) -> Pki {
+    Pki::make(&test.path("pki"), Key::P256, |params| {
+        params.custom_extensions.push(ocsp::must_staple());
+    })
+}
 
 fn advised(test: &Test, level: &str, change: fn(&Test, Program) -> Program, says: &[&str]) {
     let output = change(test, Program::new(test)).flag("--check").run();

@@ -27,6 +27,11 @@ pub fn tests() -> Vec<Trial> {
             needs,
             one_of_several,
         ),
+        test(
+            "ocsp: a certificate that demands a response and has none is told of",
+            needs,
+            demanded,
+        ),
     ]
 }
 
@@ -34,14 +39,21 @@ const SERIAL: u8 = 0x42;
 
 /// A certificate, and a response about it that is fresh for a week.
 pub fn certificate_and_response(test: &Test) -> (Pki, PathBuf) {
-    let pki = certificate(test);
+    let pki = certificate(test, None);
     let response = response(test, &pki, VALID, SERIAL);
     (pki, response)
 }
 
-fn certificate(test: &Test) -> Pki {
+/// The extension of a certificate that is to be refused without a stapled response: status_request, which is 5 (RFC 7633).
+pub fn must_staple() -> rcgen::CustomExtension {
+    let identifier = [1, 3, 6, 1, 5, 5, 7, 1, 24];
+    rcgen::CustomExtension::from_oid_content(&identifier, vec![0x30, 3, 2, 1, 5])
+}
+
+fn certificate(test: &Test, extension: Option<rcgen::CustomExtension>) -> Pki {
     let pki = Pki::make(&test.path("pki"), Key::P256, |params| {
         params.serial_number = Some(vec![SERIAL].into());
+        params.custom_extensions.extend(extension);
     });
     // With its issuer, by whose key the response is verified.
     let read = |path: &Path| std::fs::read_to_string(path).unwrap();
@@ -150,7 +162,7 @@ fn stapled(test: &Test) {
 }
 
 fn left_out(test: &Test) {
-    let pki = certificate(test);
+    let pki = certificate(test, None);
     let garbage = test.path("garbage");
     write_file(&garbage, "hello\n", 0o644);
     let cut = test.path("cut");
@@ -186,7 +198,7 @@ fn left_out(test: &Test) {
 }
 
 fn one_of_several(test: &Test) {
-    let (own, other) = (certificate(test), Pki::of(Key::Rsa2048));
+    let (own, other) = (certificate(test, None), Pki::of(Key::Rsa2048));
     let both = |one: &PathBuf, two: &PathBuf| std::env::join_paths([one, two]).unwrap();
     for (response, words) in [
         (
@@ -206,6 +218,32 @@ fn one_of_several(test: &Test) {
         session.client().greeting();
         let line = session.wait_log("(--ocsp) is not used: ");
         assert!(line.contains(words), "{line}");
+    }
+}
+
+fn demanded(test: &Test) {
+    let pki = certificate(test, Some(must_staple()));
+    let fresh = response(test, &pki, VALID, SERIAL);
+    let revoking = response(test, &pki, REVOKED, SERIAL);
+    let words = "demands a stapled OCSP response (must-staple), and there is none";
+    for (response, is_told) in [(None, true), (Some(fresh), false), (Some(revoking), true)] {
+        let mut program = Program::new(test).pki(&pki);
+        if let Some(response) = response {
+            program = program.option("--ocsp", response);
+        }
+        let mut session = program.start();
+        session.client().greeting();
+        let line = format!("certificate '{}' (--cert) {words}", pki.cert.display());
+        assert_eq!(session.log().contains(&line), is_told, "{}", session.log());
+        let output = program.flag("--check").run();
+        let report = String::from_utf8(output.stdout).unwrap();
+        let line = format!("error: certificate: it {words}");
+        assert_eq!(report.contains(&line), is_told, "{report}");
+        // Once.
+        let count = report.matches(words).count();
+        assert_eq!(count, usize::from(is_told), "{report}");
+        let code = if is_told { 100 } else { 0 };
+        assert_eq!(output.status.code(), Some(code), "{report}");
     }
 }
 
