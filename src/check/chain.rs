@@ -12,6 +12,14 @@ use crate::signed::{Signature, Signed};
 const CERTIFICATE: &str = "certificate";
 const CHAIN: &str = "certificate chain";
 
+/// Signature algorithms, as their identifiers are encoded, whose digests no client takes any more.
+const REFUSED: [(&[u8], &str); 4] = [
+    (&[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1, 4], "MD5"),
+    (&[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1, 5], "SHA-1"),
+    (&[0x2a, 0x86, 0x48, 0xce, 0x3d, 4, 1], "SHA-1"),
+    (&[0x2b, 0x0e, 3, 2, 0x1d], "SHA-1"),
+];
+
 /// What every client refuses is an error, what some refuse or what looks odd a warning.
 pub(super) fn check_chain(report: &mut Report, chain: &[CertificateDer<'_>], now: i64) {
     let mut links = Vec::new();
@@ -65,6 +73,10 @@ fn check_own(report: &mut Report, own: &X509Certificate<'_>, now: i64) {
             CERTIFICATE,
             format!("it is for {}", names.join(", ")),
         );
+    }
+    if let Some(why) = fault_of_signature(own) {
+        let text = format!("it {why}: have it issued anew");
+        report.add(Level::Error, CERTIFICATE, text);
     }
     // RFC 5280 section 4.2.1.12: without the extension it is for everything.
     match own.extended_key_usage() {
@@ -160,12 +172,23 @@ fn fault_of_issuer(issuer: &X509Certificate<'_>, now: i64) -> Option<(Level, Str
     } else if from.timestamp() > now {
         let text = format!("'{subject}' is not valid before {from}");
         Some((Level::Error, text))
+    } else if let Some(why) = fault_of_signature(issuer) {
+        let text = format!("'{subject}' {why}: put its successor there");
+        Some((Level::Error, text))
     } else if days < RENEWAL_DAYS {
         let text = format!("'{subject}' is valid for {days} more days, until {until}");
         Some((Level::Warning, text))
     } else {
         None
     }
+}
+
+/// What is wrong with a signature by itself. Nobody looks at that of a root, or of a certificate that is trusted for what it is.
+fn fault_of_signature(one: &X509Certificate<'_>) -> Option<String> {
+    let algorithm = one.signature_algorithm.algorithm.as_bytes();
+    let (_, digest) = REFUSED.iter().find(|(refused, _)| *refused == algorithm)?;
+    (one.subject() != one.issuer())
+        .then(|| format!("is signed with {digest}, which no client of today accepts"))
 }
 
 fn names(certificate: &X509Certificate<'_>) -> Vec<String> {
@@ -193,7 +216,8 @@ fn address(bytes: &[u8]) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use rcgen::{
-        BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, SanType, date_time_ymd,
+        BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, KeyPair, RemoteKeyPair,
+        SanType, date_time_ymd,
     };
 
     use super::super::Format;
@@ -225,8 +249,12 @@ mod tests {
             .iter()
             .map(|one| one.certificate.der().clone())
             .collect();
+        found_in(&chain)
+    }
+
+    fn found_in(chain: &[CertificateDer<'_>]) -> String {
         let mut report = Report::default();
-        check_chain(&mut report, &chain, NOW);
+        check_chain(&mut report, chain, NOW);
         let text = report.write(Format::Text);
         let lines: Vec<_> = text
             .lines()
@@ -330,6 +358,64 @@ mod tests {
             assert!(text.starts_with(expected), "{usages:?}: {text}");
             assert_eq!(text.is_empty(), expected.is_empty(), "{text}");
         }
+    }
+
+    /// A key that says to be RSA's.
+    struct Rsa;
+
+    impl RemoteKeyPair for Rsa {
+        fn public_key(&self) -> &[u8] {
+            &[]
+        }
+
+        fn sign(&self, _: &[u8]) -> Result<Vec<u8>, rcgen::Error> {
+            Ok(vec![0; 256])
+        }
+
+        fn algorithm(&self) -> &'static rcgen::SignatureAlgorithm {
+            &rcgen::PKCS_RSA_SHA256
+        }
+    }
+
+    /// The certificate as its issuer would have made it with another algorithm of PKCS #1, which has this number.
+    fn signed_with(number: u8, one: &Holder) -> CertificateDer<'static> {
+        const PKCS1: &[u8] = &[6, 9, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1];
+        let mut der = one.certificate.der().to_vec();
+        // Not that of its key, which is on a curve.
+        for place in 0..der.len() - PKCS1.len() {
+            if der[place..].starts_with(PKCS1) {
+                der[place + PKCS1.len()] = number;
+            }
+        }
+        der.into()
+    }
+
+    #[test]
+    fn a_digest_that_clients_refuse_is_refused_where_they_look_at_it() {
+        let rsa = || KeyPair::from_remote(Box::new(Rsa)).unwrap();
+        let mut root = holder("root", None, authority);
+        root.key = rsa();
+        let mut between = holder("between", Some(&root), authority);
+        between.key = rsa();
+        let own = holder("mail", Some(&between), |_| {});
+        // Its subject is its issuer's.
+        let alone = holder("root", Some(&root), |_| {});
+        for (number, digest) in [(4, "MD5"), (5, "SHA-1")] {
+            let text = found_in(&[signed_with(number, &own), signed_with(number, &between)]);
+            let expected = format!(
+                "error: certificate: it is signed with {digest}, which no client of today accepts: have it issued anew\n\
+                 error: certificate chain: 'CN=between' is signed with {digest}, which no client of today accepts: put its successor there"
+            );
+            assert_eq!(text, expected);
+            let text = found_in(&[signed_with(number, &alone)]);
+            assert!(
+                text.starts_with("warning: certificate chain: it is self-signed"),
+                "{text}"
+            );
+        }
+        // sha512WithRSAEncryption, which none of the keys has made.
+        let text = found_in(&[signed_with(13, &own)]);
+        assert!(!text.contains("error: "), "{text}");
     }
 
     #[test]
