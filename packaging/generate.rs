@@ -360,7 +360,7 @@ fn certificates() -> Roff {
              certificate whose kind of key it can verify, so name ECDSA before RSA.",
             "--cert-dir is looked through for the name that the client asks for: NAME.pem, with chain and key, or \
              NAME/fullchain.pem and NAME/privkey.pem; then for *.DOMAIN in the place of NAME; then for DOMAIN, if that certificate \
-             is for NAME too. A client that asks for another name, or for none, is shown a --cert; with --strict-sni, or \
+             is for NAME too; all in lower case. A client that asks for another name, or for none, is shown a --cert; with --strict-sni, or \
              without any --cert, it gets the alert unrecognized_name.",
             "--ticket-keys names a directory, in which keys are made that seal tickets for up to 12 hours and open them for 24; or a file \
              with a key of 64 hexadecimal digits in each line, of which the first seals and all open, and which nobody changes \

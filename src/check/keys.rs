@@ -1,5 +1,6 @@
 //! The files of keys and certificates, read and parsed by the keeper itself.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
@@ -10,7 +11,10 @@ use crate::cli::{CommonOptions, Options};
 use crate::clock;
 use crate::error::{Error, reason};
 use crate::host_name::HostName;
-use crate::keeper::{CHAIN_FILE, KEY_FILE, KeeperClient, Offer, ocsp};
+use crate::keeper::{
+    CHAIN_FILE, CertificateFiles, KEY_FILE, KeeperClient, KeeperFiles, Offer, ocsp,
+};
+use crate::sandbox::Plan;
 use crate::setup::{set_up_tls, start_own_keeper};
 use crate::tls::{Certified, Filed};
 use crate::trust::Trust;
@@ -122,9 +126,37 @@ fn ask_keeper<T>(
     found: Option<&Found<'_>>,
     ask: impl FnOnce(Offer) -> T,
 ) -> Result<T, Error> {
-    let plan = plan(found, |found| found.users.keeper, options.memory_limit)?;
     // No ticket is asked for, so they are bound to nothing.
-    let keeper = start_own_keeper(options, &[], plan)?;
+    let start = |plan| start_own_keeper(options, &[], plan);
+    ask_new_keeper(options, found, start, ask)
+}
+
+/// The certificate in these files, if it is good in itself, whatever it is for.
+fn ask_for_files(
+    options: &CommonOptions,
+    found: Option<&Found<'_>>,
+    files: &CertificateFiles,
+) -> Option<Certified> {
+    let files = KeeperFiles {
+        binding: Some(&[]),
+        certificates: std::slice::from_ref(files),
+        ocsp: &[],
+        sealing: 0,
+        ticket_keys: None,
+    };
+    let start = |plan| KeeperClient::start(&files, None, plan);
+    let offer = ask_new_keeper(options, found, start, |offer| offer);
+    offer.ok()?.certificates.pop()
+}
+
+fn ask_new_keeper<T>(
+    options: &CommonOptions,
+    found: Option<&Found<'_>>,
+    start: impl FnOnce(Plan) -> Result<KeeperClient, Error>,
+    ask: impl FnOnce(Offer) -> T,
+) -> Result<T, Error> {
+    let plan = plan(found, |found| found.users.keeper, options.memory_limit)?;
+    let keeper = start(plan)?;
     let result = keeper.introduction().map(ask);
     keeper.release();
     // And the opener, if there is one.
@@ -152,6 +184,8 @@ fn check_certified(report: &mut Report, certified: &Certified, missing: &str) {
     }
 }
 
+const DIRECTORY: &str = "certificate directory";
+
 /// Each name in the directory, as a client would ask for it.
 fn check_directory(
     report: &mut Report,
@@ -159,11 +193,9 @@ fn check_directory(
     directory: &Path,
     found: Option<&Found<'_>>,
 ) {
-    const SUBJECT: &str = "certificate directory";
-    const MISSING: &str = "demands a stapled OCSP response (must-staple), and --ocsp is for --cert alone: have it issued without";
     let entries = match fs::read_dir(directory) {
         Ok(entries) => entries,
-        Err(error) => return report.add(Level::Error, SUBJECT, reason(&error)),
+        Err(error) => return report.add(Level::Error, DIRECTORY, reason(&error)),
     };
     let mut count = 0;
     for path in entries.flatten().map(|entry| entry.path()) {
@@ -180,30 +212,103 @@ fn check_directory(
         } else {
             path.file_name()
         };
-        let path = path.display();
-        let Some(name) = stem.and_then(|stem| HostName::or_wildcard(stem.to_str()?)) else {
+        let stem = stem.and_then(OsStr::to_str);
+        let Some(name) = stem.and_then(HostName::or_wildcard) else {
+            let path = path.display();
             let text = format!("'{path}' is not called after a host name, so it is never used");
-            report.add(Level::Warning, SUBJECT, text);
+            report.add(Level::Warning, DIRECTORY, text);
             continue;
         };
-        count += 1;
-        let ask = |offer: Offer| offer.keeper.certificate(&name.example());
-        match ask_keeper(options, found, ask) {
-            Ok(Ok(Filed::Certificate(certified))) => {
-                report.labelled(Some(name.as_str()), |part| {
-                    check_certified(part, &certified, MISSING);
-                });
-            }
-            Ok(Ok(Filed::Nothing | Filed::PassedOver(_))) => {
-                let text = format!("'{path}' holds no certificate for '{name}'");
-                report.add(Level::Warning, SUBJECT, text);
-            }
-            Ok(Err(why)) => report.add(Level::Error, SUBJECT, why),
-            Err(error) => report.add(Level::Error, SUBJECT, error),
+        if stem != Some(name.as_str()) {
+            let path = path.display();
+            let text = format!(
+                "'{path}' is never used, since names are looked for in lower case: rename it"
+            );
+            report.add(Level::Warning, DIRECTORY, text);
+            continue;
         }
+        count += 1;
+        check_name(report, options, &name, &path, found);
     }
     let text = format!("'{}': {count} names", directory.display());
-    report.add(Level::Ok, SUBJECT, text);
+    report.add(Level::Ok, DIRECTORY, text);
+}
+
+/// What is filed under the name, at this path.
+fn check_name(
+    report: &mut Report,
+    options: &CommonOptions,
+    name: &HostName,
+    path: &Path,
+    found: Option<&Found<'_>>,
+) {
+    let files = if path.is_dir() {
+        CertificateFiles {
+            certificate: path.join(CHAIN_FILE),
+            key: Some(path.join(KEY_FILE)),
+        }
+    } else {
+        CertificateFiles {
+            certificate: path.to_owned(),
+            key: None,
+        }
+    };
+    report.labelled(Some(name.as_str()), |part| {
+        check_key_file(
+            part,
+            files.key.as_ref().unwrap_or(&files.certificate),
+            found,
+        );
+    });
+    let ask = |offer: Offer| offer.keeper.certificate(&name.example());
+    match ask_keeper(options, found, ask) {
+        Ok(Ok(Filed::Certificate(certified))) => check_filed(report, name, &certified),
+        Ok(Ok(Filed::Nothing | Filed::PassedOver(_))) => {
+            let text = format!("'{}' holds no certificate for '{name}'", path.display());
+            report.add(Level::Warning, DIRECTORY, text);
+        }
+        Ok(Err(why)) => match ask_for_files(options, found, &files) {
+            Some(certified) if is_for_others(&certified, name) => {
+                check_misfiled(report, name, path, &certified);
+            }
+            _ => report.add(Level::Error, DIRECTORY, why),
+        },
+        Err(error) => report.add(Level::Error, DIRECTORY, error),
+    }
+}
+
+fn check_filed(report: &mut Report, name: &HostName, certified: &Certified) {
+    const MISSING: &str = "demands a stapled OCSP response (must-staple), and --ocsp is for --cert alone: have it issued without";
+    report.labelled(Some(name.as_str()), |part| {
+        check_certified(part, certified, MISSING);
+    });
+}
+
+fn is_for_others(certified: &Certified, name: &HostName) -> bool {
+    let mut names = certified.names.iter();
+    !certified.names.is_empty() && !names.any(|pattern| name.is_covered_by(pattern))
+}
+
+/// No fault of those whom it is for: certbot calls a second one after the first, with a number, and that of a wildcard after its domain.
+fn check_misfiled(report: &mut Report, name: &HostName, path: &Path, certified: &Certified) {
+    let is_looked_for = |own: &String| {
+        let own = HostName::or_wildcard(own);
+        own.is_some_and(|own| {
+            own.example()
+                .candidates()
+                .any(|candidate| candidate == *name)
+        })
+    };
+    let (path, names) = (path.display(), certified.names.join(", "));
+    let text = if certified.names.iter().any(is_looked_for) {
+        check_filed(report, name, certified);
+        format!("'{path}' is for {names}; a client that asks for '{name}' itself is refused")
+    } else {
+        format!(
+            "'{path}' is for {names}, so it is never shown, and a client that asks for '{name}' is refused: call it after a name that it is for (certbot: --cert-name)"
+        )
+    };
+    report.add(Level::Warning, DIRECTORY, text);
 }
 
 fn check_key_file(report: &mut Report, path: &Path, found: Option<&Found<'_>>) {

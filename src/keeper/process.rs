@@ -341,10 +341,11 @@ impl<'a> Keeper<'a> {
             // What lies under a name and is not for it is a mistake; what lies under its domain may be for that alone.
             if candidate == *name {
                 let place = &unparsed.certificate.0;
-                return Err(format!(
-                    "{place} is for {:?}, not for that name",
-                    held.holding.names
-                ));
+                let names = match held.holding.names.as_slice() {
+                    [] => "no name".to_owned(),
+                    names => names.join(", "),
+                };
+                return Err(format!("{place} is for {names}, not for that name"));
             }
         }
         Ok(Found::Nothing)

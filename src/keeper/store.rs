@@ -16,6 +16,7 @@ use crate::clock;
 use crate::error::{Error, MALFORMED_PEM};
 use crate::files::{FILE_LIMIT, Place, any_mode, check_mode, read, read_with_mode};
 use crate::host_name::HostName;
+use crate::log::Escaped;
 use crate::sandbox::Sandboxed;
 
 /// A certificate and its key, as they are in their files.
@@ -217,7 +218,7 @@ fn check_validity(own: &X509Certificate<'_>) -> Result<(), String> {
     Ok(())
 }
 
-/// The `dNSName`s of the certificate; clients look at nothing else (RFC 6125 section 6.4.4).
+/// The `dNSName`s of the certificate, fit to be printed; clients look at nothing else (RFC 6125 section 6.4.4).
 fn host_names(own: &X509Certificate<'_>) -> Vec<String> {
     let Ok(Some(extension)) = own.subject_alternative_name() else {
         return Vec::new();
@@ -225,7 +226,7 @@ fn host_names(own: &X509Certificate<'_>) -> Vec<String> {
     let names = extension.value.general_names.iter();
     names
         .filter_map(|name| match name {
-            GeneralName::DNSName(name) => Some((*name).to_owned()),
+            GeneralName::DNSName(name) => Some(Escaped(name.as_bytes()).to_string()),
             _ => None,
         })
         .collect()

@@ -1,11 +1,12 @@
 //! `--check`: every bad set-up of setup.rs is found by it too, in the same words, without a connection; and some that a session
 //! would not mind, or would meet too late.
 
-use crate::certificates::{directory, file_whole};
+use crate::certificates::{certificate, directory, file_as_certbot, file_whole};
 use crate::harness::*;
 use crate::ocsp;
 use crate::setup::{FAULTS, Fault, ROOT_FAULTS};
 use libtest_mimic::Trial;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 pub fn tests() -> Vec<Trial> {
@@ -336,11 +337,81 @@ const ADVICE: &[Advice] = &[
         "warning",
         |test, program| {
             let key = test.path("key.pem");
-            write_file(&key, std::fs::read(&Pki::of(Key::P256).key).unwrap(), 0o640);
-            let _ = std::os::unix::fs::chown(&key, None, Some(61_005));
+            write_file(&key, std::fs::read(&Pki::of(Key::P256).key).unwrap(), 0o600);
+            open_to_group(&key);
             program.option("--key", key)
         },
         &["key file:", "can read it too (mode 0640)"],
+    ),
+    (
+        "a key in the directory that its group can read",
+        "warning",
+        |test, program| {
+            file_as_certbot(test, "mail.example", Pki::of(Key::P256));
+            open_to_group(&directory(test).join("mail.example/privkey.pem"));
+            program.option("--cert-dir", directory(test))
+        },
+        &["key file: mail.example: ", "can read it too (mode 0640)"],
+    ),
+    (
+        "a key with its certificate in the directory that its group can read",
+        "warning",
+        |test, program| {
+            file_whole(test, "mail.example", Pki::of(Key::P256));
+            open_to_group(&directory(test).join("mail.example.pem"));
+            program.option("--cert-dir", directory(test))
+        },
+        &["key file: mail.example: ", "can read it too (mode 0640)"],
+    ),
+    (
+        "a file in the directory that is called in capitals",
+        "warning",
+        |test, program| {
+            file_whole(test, "Mail.Example", Pki::of(Key::P256));
+            program.option("--cert-dir", directory(test))
+        },
+        &[
+            "certificate directory: ",
+            "/Mail.Example.pem' is never used, since names are looked for in lower case: rename it",
+        ],
+    ),
+    (
+        "certbot's duplicate of a certificate in the directory",
+        "warning",
+        |test, program| {
+            let pki = certificate(test, Key::P256, &["mail.example", "imap.example"]);
+            file_as_certbot(test, "mail.example", &pki);
+            file_as_certbot(test, "mail.example-0001", &pki);
+            program.option("--cert-dir", directory(test))
+        },
+        &[
+            "certificate directory: ",
+            "/mail.example-0001' is for mail.example, imap.example, so it is never shown",
+            "a client that asks for 'mail.example-0001' is refused: call it after a name that it is for (certbot: --cert-name)",
+        ],
+    ),
+    (
+        "a certificate under its domain that is not for that",
+        "warning",
+        |test, program| {
+            let pki = certificate(test, Key::P256, &["*.domain.example"]);
+            file_as_certbot(test, "domain.example", &pki);
+            program.option("--cert-dir", directory(test))
+        },
+        &[
+            "certificate directory: ",
+            "/domain.example' is for *.domain.example; a client that asks for 'domain.example' itself is refused",
+        ],
+    ),
+    (
+        "a certificate under its domain",
+        "ok",
+        |test, program| {
+            let pki = certificate(test, Key::P256, &["mail.domain.example"]);
+            file_whole(test, "domain.example", &pki);
+            program.option("--cert-dir", directory(test))
+        },
+        &["certificate: domain.example: it is for mail.domain.example"],
     ),
     (
         "a backend that greets PREAUTH under required",
@@ -373,6 +444,12 @@ const ADVICE: &[Advice] = &[
         &["(BACKEND) says nothing within 10 s"],
     ),
 ];
+
+/// Lets a group read it that is not root's, whoever runs the test.
+fn open_to_group(key: &Path) {
+    std::fs::set_permissions(key, std::fs::Permissions::from_mode(0o640)).unwrap();
+    let _ = std::os::unix::fs::chown(key, None, Some(61_005));
+}
 
 fn must_staple(test: &Test) -> Pki {
     Pki::make(&test.path("pki"), Key::P256, |params| {
