@@ -99,9 +99,11 @@ fn check_issuers(report: &mut Report, own: &Link<'_>, issuers: &[Link<'_>], now:
     let mut is_good = true;
     let mut one = own;
     for next in issuers {
-        let fault = fault_between(one, next)
-            .map(|text| (Level::Error, text))
-            .or_else(|| fault_of_issuer(&next.parsed, now));
+        let fault = match fault_between(one, next) {
+            Some(text) => Some((Level::Error, text)),
+            None if std::ptr::eq(one, own) => fault_of_issuer(&next.parsed, now),
+            None => fault_of_issuer(&next.parsed, now).map(milder),
+        };
         if let Some((level, text)) = fault {
             report.add(level, CHAIN, text);
             is_good = false;
@@ -180,6 +182,17 @@ fn fault_of_issuer(issuer: &X509Certificate<'_>, now: i64) -> Option<(Level, Str
         Some((Level::Warning, text))
     } else {
         None
+    }
+}
+
+/// The same behind our own's issuer: a root that was certified by another once, for clients that did not know it yet.
+fn milder((level, text): (Level, String)) -> (Level, String) {
+    match level {
+        Level::Error => (
+            Level::Warning,
+            format!("{text} (clients that know it as a root accept it, others do not)"),
+        ),
+        level => (level, text),
     }
 }
 
@@ -288,6 +301,8 @@ mod tests {
             params.not_before = date_time_ymd(2026, 7, 1);
         });
         let old_root = holder("old root", None, until((2026, 5)));
+        let crossed = holder("new root", Some(&root), until((2026, 5)));
+        let below = holder("between", Some(&crossed), authority);
         let of = |issuer: &Holder| holder("mail", Some(issuer), |_| {});
         let error = "error: certificate chain: ";
         let warning = "warning: certificate chain: ";
@@ -326,6 +341,12 @@ mod tests {
             (
                 &[&of(&good), &root, &good],
                 format!("{error}'CN=mail' was issued by 'CN=between', but 'CN=root' follows"),
+            ),
+            (
+                &[&of(&below), &below, &crossed],
+                format!(
+                    "{warning}'CN=new root' expired on May  1 00:00:00 2026 +00:00: put its successor there (clients that know it as a root"
+                ),
             ),
             (
                 &[&of(&root)],

@@ -477,7 +477,9 @@ fn keeper_killed_implicit(test: &Test) {
             program = program.flag("--quiet");
         }
         let mut session = program.start();
-        let keeper = eventually("there is a keeper", || session.processes().keeper);
+        // By then the keeper has said that it is ready.
+        session.wait_idle();
+        let keeper = session.processes().keeper.expect("a keeper");
         session.kill(keeper, libc::SIGKILL);
         let offer = TlsOffer::new(pki());
         assert!(session.client().handshake(&offer).is_err());
