@@ -12,6 +12,7 @@ use nix::libc;
 use nix::sys::socket::{
     SockType, SockaddrStorage, UnixAddr, getpeername, getsockname, getsockopt, setsockopt, sockopt,
 };
+use nix::sys::stat::fstat;
 
 use crate::channel::{Channel, is_pipe, is_socket};
 use crate::error::{Error, reason};
@@ -101,7 +102,7 @@ fn dev_null() -> io::Result<OwnedFd> {
 
 fn is_dev_null(fd: BorrowedFd<'_>) -> bool {
     let null = nix::sys::stat::stat("/dev/null");
-    match (null, nix::sys::stat::fstat(fd)) {
+    match (null, fstat(fd)) {
         (Ok(null), Ok(stat)) => {
             stat.st_mode & libc::S_IFMT == libc::S_IFCHR && stat.st_rdev == null.st_rdev
         }
@@ -257,12 +258,18 @@ fn is_of_superserver(fd: BorrowedFd<'_>) -> bool {
         })
 }
 
-/// Whether what is written there may reach a client. Only of a unix socket without a name it cannot: it is one of a pair, as sshd and
-/// Node have for standard output, or was connected by whoever started us, as the journal's was. Whatever else a superserver accepts
-/// on has the name that it listens at.
-pub(crate) fn may_be_clients(fd: BorrowedFd<'_>) -> bool {
-    let name = getsockname::<UnixAddr>(fd.as_raw_fd());
-    is_socket(fd) && !name.is_ok_and(|name| name.is_unnamed())
+/// Whether what is written there may reach a client. Of a socket it cannot only if that has no name and is not standard input as well:
+/// then it is one of a pair that is there for output, as Node's are, or was connected by whoever started us, as the journal's was.
+/// What a superserver accepts on has the name that it listens at, and a pair that stands for a connection is for both.
+pub(crate) fn may_be_clients(output: BorrowedFd<'_>, input: BorrowedFd<'_>) -> bool {
+    let name = getsockname::<UnixAddr>(output.as_raw_fd());
+    let is_for_output = name.is_ok_and(|name| name.is_unnamed()) && !is_same(output, input);
+    is_socket(output) && !is_for_output
+}
+
+fn is_same(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> bool {
+    let identity = |fd| fstat(fd).map(|stat| (stat.st_dev, stat.st_ino)).ok();
+    identity(one) == identity(other)
 }
 
 fn is_channel(fd: BorrowedFd<'_>) -> bool {
@@ -436,6 +443,8 @@ mod tests {
         );
         let accepted = (tcp.accept().unwrap().0, unix.accept().unwrap().0);
         // As the journal's on standard output: only the other end has a name.
+        let null = dev_null().unwrap();
+        let may_be_clients = |fd: BorrowedFd<'_>| may_be_clients(fd, null.as_fd());
         assert!(!is_of_superserver(clients.1.as_fd()) && !may_be_clients(clients.1.as_fd()));
         let are_clients = || {
             let accepted = [accepted.0.as_fd(), accepted.1.as_fd()];
@@ -447,7 +456,6 @@ mod tests {
         assert!(are_clients());
         let (pair, _other) = UnixStream::pair().unwrap();
         let (pipe, _writer) = nix::unistd::pipe().unwrap();
-        let null = dev_null().unwrap();
         for other in [
             tcp.as_fd(),
             unix.as_fd(),
@@ -460,6 +468,7 @@ mod tests {
         for other in [pair.as_fd(), pipe.as_fd(), null.as_fd()] {
             assert!(!may_be_clients(other), "{other:?}");
         }
+        assert!(super::may_be_clients(pair.as_fd(), pair.as_fd()));
         std::fs::remove_dir_all(directory).unwrap();
     }
 

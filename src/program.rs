@@ -42,7 +42,7 @@ pub(crate) fn run() -> u8 {
 /// Help and report are for a terminal, a pager or the journal, never for a client.
 fn show(text: &str) -> u8 {
     let mut stdout = std::io::stdout();
-    let is_shown = !activation::may_be_clients(stdout.as_fd())
+    let is_shown = !activation::may_be_clients(stdout.as_fd(), std::io::stdin().as_fd())
         && stdout
             .write_all(text.as_bytes())
             .and_then(|()| stdout.flush())

@@ -101,8 +101,11 @@ fn check_issuers(report: &mut Report, own: &Link<'_>, issuers: &[Link<'_>], now:
     for next in issuers {
         let fault = match fault_between(one, next) {
             Some(text) => Some((Level::Error, text)),
-            None if std::ptr::eq(one, own) => fault_of_issuer(&next.parsed, now),
-            None => fault_of_issuer(&next.parsed, now).map(milder),
+            None => {
+                let is_last = issuers.last().is_some_and(|last| std::ptr::eq(last, next));
+                let may_be_root = is_last && !std::ptr::eq(one, own);
+                fault_of_issuer(&next.parsed, may_be_root, now)
+            }
         };
         if let Some((level, text)) = fault {
             report.add(level, CHAIN, text);
@@ -151,8 +154,13 @@ fn fault_between(one: &Link<'_>, next: &Link<'_>) -> Option<String> {
     })
 }
 
-/// What is wrong with a certificate that others are issued by.
-fn fault_of_issuer(issuer: &X509Certificate<'_>, now: i64) -> Option<(Level, String)> {
+/// What is wrong with a certificate that others are issued by. The last of several may be a root that another has certified, for
+/// clients that did not know it yet: what of that has aged does not concern those that do.
+fn fault_of_issuer(
+    issuer: &X509Certificate<'_>,
+    may_be_root: bool,
+    now: i64,
+) -> Option<(Level, String)> {
     let (subject, validity) = (issuer.subject(), issuer.validity());
     // Clients have it already, or do not trust it, and go by what they have.
     if subject == issuer.issuer() {
@@ -165,34 +173,27 @@ fn fault_of_issuer(issuer: &X509Certificate<'_>, now: i64) -> Option<(Level, Str
     }
     let (from, until) = (validity.not_before, validity.not_after);
     let days = (until.timestamp() - now) / DAY;
+    let (level, advice) = if may_be_root {
+        let advice = "leave it out if it is a root for clients, else put its successor there";
+        (Level::Warning, advice)
+    } else {
+        (Level::Error, "put its successor there")
+    };
     if !issuer.is_ca() {
         let text = format!("'{subject}' is not an authority (no CA:TRUE in its basicConstraints)");
         Some((Level::Error, text))
     } else if until.timestamp() < now {
-        let text = format!("'{subject}' expired on {until}: put its successor there");
-        Some((Level::Error, text))
+        Some((level, format!("'{subject}' expired on {until}: {advice}")))
     } else if from.timestamp() > now {
         let text = format!("'{subject}' is not valid before {from}");
         Some((Level::Error, text))
     } else if let Some(why) = fault_of_signature(issuer) {
-        let text = format!("'{subject}' {why}: put its successor there");
-        Some((Level::Error, text))
+        Some((level, format!("'{subject}' {why}: {advice}")))
     } else if days < RENEWAL_DAYS {
         let text = format!("'{subject}' is valid for {days} more days, until {until}");
         Some((Level::Warning, text))
     } else {
         None
-    }
-}
-
-/// The same behind our own's issuer: a root that was certified by another once, for clients that did not know it yet.
-fn milder((level, text): (Level, String)) -> (Level, String) {
-    match level {
-        Level::Error => (
-            Level::Warning,
-            format!("{text} (clients that know it as a root accept it, others do not)"),
-        ),
-        level => (level, text),
     }
 }
 
@@ -303,6 +304,7 @@ mod tests {
         let old_root = holder("old root", None, until((2026, 5)));
         let crossed = holder("new root", Some(&root), until((2026, 5)));
         let below = holder("between", Some(&crossed), authority);
+        let below_plain = holder("below", Some(&plain), authority);
         let of = |issuer: &Holder| holder("mail", Some(issuer), |_| {});
         let error = "error: certificate chain: ";
         let warning = "warning: certificate chain: ";
@@ -345,8 +347,16 @@ mod tests {
             (
                 &[&of(&below), &below, &crossed],
                 format!(
-                    "{warning}'CN=new root' expired on May  1 00:00:00 2026 +00:00: put its successor there (clients that know it as a root"
+                    "{warning}'CN=new root' expired on May  1 00:00:00 2026 +00:00: leave it out if it is a root for clients"
                 ),
+            ),
+            (
+                &[&of(&below), &below, &crossed, &old_root],
+                format!("{error}'CN=new root' expired on"),
+            ),
+            (
+                &[&of(&below_plain), &below_plain, &plain],
+                format!("{error}'CN=between' is not an authority"),
             ),
             (
                 &[&of(&root)],

@@ -184,6 +184,7 @@ impl KeeperClient {
                 socket: Some(socket),
                 deadline: None,
                 fault: None,
+                is_late: false,
             }))),
         }
     }
@@ -381,6 +382,8 @@ struct Way {
     deadline: Option<Instant>,
     /// What was wrong with an answer, or with there being none.
     fault: Option<String>,
+    /// The handshake left no time for an answer, and there will be none.
+    is_late: bool,
 }
 
 impl Line {
@@ -393,6 +396,7 @@ impl Line {
         way.ask(request).map_err(|error| {
             let why = way.words(&error);
             if error.raw_os_error() == Some(LATE as i32) {
+                way.is_late = true;
                 way.socket = None;
                 return why;
             }
@@ -426,6 +430,9 @@ const LATE: Errno = Errno::ETIMEDOUT;
 
 impl Way {
     fn ask(&self, request: &Request<'_>) -> io::Result<Vec<u8>> {
+        if self.is_late {
+            return Err(LATE.into());
+        }
         let socket = self.socket()?;
         let bytes = request.encode();
         sys::uninterrupted(|| send(socket.as_raw_fd(), &bytes, MsgFlags::MSG_NOSIGNAL))?;
@@ -463,12 +470,12 @@ impl Way {
 
     fn words(&self, error: &io::Error) -> String {
         match error.raw_os_error().map(Errno::from_raw) {
+            Some(LATE) => "the handshake took too long".to_owned(),
             _ if self.socket.is_none() => GONE.to_owned(),
             Some(Errno::EAGAIN) => {
                 "the keeper does not answer in time: is it stopped, or the machine too busy?"
                     .to_owned()
             }
-            Some(LATE) => "the handshake took too long".to_owned(),
             Some(Errno::EPIPE | Errno::ECONNRESET) => "the keeper has ended".to_owned(),
             _ => format!("no answer from the keeper: {}", reason(error)),
         }
@@ -515,10 +522,12 @@ mod tests {
 
     #[test]
     fn a_keeper_that_was_left_no_time_is_not_to_blame() {
-        for (left, is_to_blame) in [(5, false), (600, true)] {
+        for (left, is_to_blame) in [(5, false), (2000, true)] {
             let (ours, _silent) = socket_pair(SockType::SeqPacket, ANSWER_SECONDS).unwrap();
             let keeper = KeeperClient::with(ours);
             keeper.expect_answers_until(Instant::now() + Duration::from_millis(left));
+            keeper.line.ask(&Request::Begin(&[])).unwrap_err();
+            // After a ticket that could not be opened a signature is asked for.
             keeper.line.ask(&Request::Begin(&[])).unwrap_err();
             assert_eq!(keeper.fault().is_some(), is_to_blame, "{left} ms");
         }

@@ -255,7 +255,7 @@ impl<'a> Relay<'a> {
             return self.close("client closed during the handshake", None);
         }
         self.with_preauth(Preauth::client_end);
-        self.report.client_ended("client closed".to_owned());
+        self.report.settle("client closed".to_owned());
         // A backend that is still being connected to gets what the client has sent before.
         if self.backend.is_none() && self.connecting.is_none() {
             self.close("client closed", None);
@@ -444,7 +444,7 @@ impl<'a> Relay<'a> {
             return self.close(what, None);
         }
         // What was decrypted before is the client's own, whole, and may be the backend's work half done.
-        self.report.ended(what.to_owned());
+        self.report.settle(what.to_owned());
         self.is_tls_broken = true;
         self.deadlines.begin_ending(self.is_closing);
     }
@@ -472,7 +472,7 @@ impl<'a> Relay<'a> {
         if self.is_closing || !matches!(self.phase, Phase::Opaque) {
             return self.close("terminated", Some("the server is going down"));
         }
-        self.report.ended("terminated".to_owned());
+        self.report.settle("terminated".to_owned());
         self.is_terminated = true;
         self.deadlines.end_finally();
     }
@@ -491,7 +491,7 @@ impl<'a> Relay<'a> {
         if let Some(text) = text {
             self.send_to_client(&text);
         }
-        self.report.ended(end.to_owned());
+        self.report.settle(end.to_owned());
         self.is_closing = true;
         self.to_backend.clear();
         // The connector notices, and ends.

@@ -335,7 +335,7 @@ impl Relay<'_> {
                 if self.is_tls && !matches!(self.phase, Phase::Handshake) {
                     // Whoever is on the way may have cut it (RFC 8446 section 6.1).
                     self.report
-                        .client_ended("client closed without close_notify".to_owned());
+                        .settle("client closed without close_notify".to_owned());
                 }
                 self.client_ended();
             }
@@ -380,7 +380,7 @@ impl Relay<'_> {
                 .log
                 .warning(format!("the end did not reach the client: {reason}"));
         }
-        self.report.client_ended(format!("client gone: {reason}"));
+        self.report.settle(format!("client gone: {reason}"));
     }
 
     fn take_scratch(&mut self) -> Vec<u8> {
@@ -486,7 +486,7 @@ impl Relay<'_> {
                 .warning("the backend does not end with the connection: it is left behind");
         }
         self.is_backend_running = false;
-        self.report.gave_up();
+        self.report.gave_up(!self.to_client.is_empty());
         self.to_client.clear();
         self.to_backend.clear();
         self.client_input = Direction::Ended;

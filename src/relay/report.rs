@@ -47,7 +47,7 @@ impl Report {
 
     /// Whether there is a cause already.
     pub(super) fn has_ended(&self) -> bool {
-        self.end.is_some()
+        self.end.is_some() && !self.is_end_provisional
     }
 
     /// Forgets how the backend ended, and why the session would have.
@@ -69,20 +69,25 @@ impl Report {
         self.ended("client closed".to_owned());
     }
 
-    /// How the client ended has shown.
-    pub(super) fn client_ended(&mut self, how: String) {
+    /// How the client ended has shown, or we end before it can.
+    pub(super) fn settle(&mut self, end: String) {
         if std::mem::take(&mut self.is_end_provisional) {
             self.end = None;
         }
-        self.ended(how);
+        self.ended(end);
     }
 
-    /// One side has ended, and the other does not take what was said before: how it ended will not show.
-    pub(super) fn gave_up(&mut self) {
+    /// One side has ended, and the other stood still: how it ended will not show.
+    pub(super) fn gave_up(&mut self, is_client_behind: bool) {
         if self.is_end_provisional {
-            self.client_ended("client closed, and not all that it sent was read".to_owned());
+            self.settle("client closed, and not all that it sent was read".to_owned());
         }
-        self.ended("client did not read to the backend's end".to_owned());
+        let end = if is_client_behind {
+            "client did not read to the backend's end"
+        } else {
+            "backend did not end"
+        };
+        self.ended(end.to_owned());
     }
 
     /// The backend's exit status; where there was no such process, 0 unless a backend could not be had or the system failed us:

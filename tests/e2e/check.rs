@@ -623,7 +623,8 @@ fn unix_sockets(test: &Test) {
 }
 
 fn client(test: &Test) {
-    for socket in [Socket::Tcp4, Socket::Tcp6, Socket::Unix] {
+    // The last as something that accepts by itself, and starts programs on a pair, has them.
+    for socket in [Socket::Tcp4, Socket::Tcp6, Socket::Unix, Socket::Pair] {
         let program = Program::new(test).flag("--check");
         let mut session = program.start_on(socket, Handover::Stdio, Stderr::Log);
         let (said, _) = session.client().read_to_end();
@@ -633,10 +634,10 @@ fn client(test: &Test) {
     }
 }
 
-/// As sshd and Node have them for a program's output, and as the journal's is.
+/// As Node has them for a program's output, and as the journal's is.
 fn no_client(test: &Test) {
     for socket in [Socket::Pair, Socket::UnixOutgoing] {
-        let program = Program::new(test).flag("--check");
+        let program = Program::new(test).flag("--check").without_input();
         let mut session = program.start_on(socket, Handover::Stdio, Stderr::Log);
         let (said, _) = session.client().read_to_end();
         let report = String::from_utf8(said).unwrap();

@@ -69,12 +69,17 @@ pub fn tests() -> Vec<Trial> {
         test(
             "relay: all that the client sent before it left reaches the backend",
             &[],
-            |test| client_leaves_data(test, true),
+            |test| client_leaves_data(test, Leaving::Closes),
         ),
         test(
             "relay: that a client was cut off shows, though the backend was behind when it was",
             &[],
-            |test| client_leaves_data(test, false),
+            |test| client_leaves_data(test, Leaving::IsCutOff),
+        ),
+        test(
+            "relay: a client that has closed was not cut off, though SIGTERM comes before that is read",
+            &[],
+            |test| client_leaves_data(test, Leaving::ClosesBeforeSigterm),
         ),
         test(
             "relay: all that the client sent before TLS broke reaches the backend",
@@ -482,19 +487,34 @@ fn backend_half_close(test: &Test) {
     assert_eq!(backend.wait_end(), "eof");
 }
 
-fn client_leaves_data(test: &Test, polite: bool) {
+#[derive(Clone, Copy, Eq, PartialEq)]
+enum Leaving {
+    Closes,
+    ClosesBeforeSigterm,
+    IsCutOff,
+}
+
+/// While the backend reads nothing.
+fn client_leaves_data(test: &Test, leaving: Leaving) {
     let mut session = logged_in(test);
     let client = session.client();
     let size = 400_000;
     client.send_line_to_stalled(size);
-    if polite {
+    if leaving != Leaving::IsCutOff {
         client.close_notify();
     }
     session.close_client();
+    if leaving == Leaving::ClosesBeforeSigterm {
+        session.kill(session.network(), libc::SIGTERM);
+        session.record().release();
+        session.wait_as_last();
+        assert_eq!(session.session_line()["end"], "terminated");
+        return;
+    }
     session.record().release();
     session.record().backend(0).expect_line(size);
     assert_eq!(session.wait_as_last().code(), Some(0));
-    let end = if polite {
+    let end = if leaving == Leaving::Closes {
         "client closed"
     } else {
         "client closed without close_notify"

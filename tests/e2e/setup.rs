@@ -913,7 +913,8 @@ fn help(test: &Test) {
             assert!(text.lines().all(|line| line.len() <= 80), "{text}");
         }
         for socket in [Socket::Pair, Socket::UnixOutgoing] {
-            let mut session = bare(flag).start_on(socket, Handover::Stdio, Stderr::Log);
+            let program = bare(flag).without_input();
+            let mut session = program.start_on(socket, Handover::Stdio, Stderr::Log);
             let (said, _) = session.client().read_to_end();
             let text = String::from_utf8(said).unwrap();
             assert!(text.contains(expected), "{socket:?}: {text}");

@@ -81,9 +81,9 @@ def limit(port, count):
 
 
 async def burst(port, count):
-    """Many connections from different sources within a second; every one is either served to the end or closed at once."""
+    """Many connections from different sources within two seconds; every one is either served to the end or closed at once."""
     start = time.monotonic()
-    # All of them before anything else is done: how quick that is is a matter of the kernel alone.
+    # All of them before anything else is done here.
     sockets = [connect(port, f"127.1.{number // 200}.{number % 200 + 1}") for number in range(count)]
     opened = time.monotonic() - start
 
@@ -103,7 +103,7 @@ async def burst(port, count):
 
     results = await asyncio.gather(*(one(connection) for connection in sockets))
     counts = " ".join(f"{kind}={results.count(kind)}" for kind in ("served", "dropped", "broken"))
-    print(f"opened={len(sockets)} quick={opened < 1} {counts}", f"({opened:.2f} s, {time.monotonic() - start:.1f} s in all)")
+    print(f"opened={len(sockets)} quick={opened < 2} {counts}", f"({opened:.2f} s, {time.monotonic() - start:.1f} s in all)")
 
 
 def session(port, certificate):

@@ -161,7 +161,7 @@ impl Process {
             let call = self.blocked_in();
             call == Some(libc::SYS_poll) || call == Some(libc::SYS_ppoll)
         } else {
-            // Which call it is only root may see.
+            // Which call it is only root may see. One that waits for its keeper sleeps as well.
             self.state() == Some('S')
         }
     }

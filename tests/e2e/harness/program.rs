@@ -198,6 +198,11 @@ impl Program {
         self
     }
 
+    /// With /dev/null on descriptor 0.
+    pub fn without_input(self) -> Self {
+        self.passing(File::open("/dev/null").unwrap(), 0)
+    }
+
     /// The thread that starts it traces it: see [`super::tracer`].
     pub fn traced(mut self) -> Self {
         self.is_traced = true;
