@@ -19,8 +19,9 @@ use crate::sys;
 const RECORD_LENGTH: usize = 1 + 16;
 const GRANTED: u8 = 1;
 const REFUSED: u8 = 0;
-/// How long the listener may take, in seconds: it answers between two clients.
-const ANSWER_SECONDS: i64 = 5;
+/// How long the listener may take, in seconds: it answers between two clients, and may be waiting for a keeper that is to be the next
+/// one, and for getent(1).
+const ANSWER_SECONDS: i64 = 25;
 
 /// The network process's side.
 #[derive(Debug)]

@@ -17,7 +17,6 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::signalfd::SignalFd;
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use crate::cli::{self, CommonOptions, Request, Task};
@@ -188,11 +187,13 @@ impl Keeping<'_> {
 
     /// Certificates may have been renewed, ticket keys have to be, and a keeper that has died is replaced.
     fn renew(&mut self) {
+        self.log.find_again();
         let result = start(&self.options, &self.sockets, self.log);
         self.take(result);
     }
 
     fn reload(&mut self) {
+        self.log.find_again();
         self.notifier.reloading(self.log);
         let (sockets, log) = (&self.sockets, &*self.log);
         let result = self.source.read_again(|request| {
@@ -259,19 +260,15 @@ impl Keeping<'_> {
 
     /// Takes note of all that have ended. A signal may stand for several.
     fn reap(&mut self) {
-        loop {
-            let waited = sys::uninterrupted(|| waitpid(None, Some(WaitPidFlag::WNOHANG)));
-            let (process, how) = match waited {
-                Ok(WaitStatus::Exited(process, _)) => (process, "ended"),
-                Ok(WaitStatus::Signaled(process, signal, _)) => (process, signal.as_str()),
-                Ok(_) | Err(_) => return,
-            };
+        while let Ok(Some((process, end))) = sys::reap(None) {
             self.retired.remove(&process);
             let is_current = |keeper: &SharedKeeper| keeper.process == process;
             if self.keeper.as_ref().is_some_and(is_current) {
                 self.keeper = None;
-                self.log
-                    .error(format_args!("keeper {process}: {how}: another is started"));
+                self.log.error(format_args!(
+                    "keeper {process}: {}: another is started",
+                    end.how()
+                ));
                 self.renew_at = self.started + KEEPER_INTERVAL;
             }
         }

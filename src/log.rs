@@ -153,6 +153,21 @@ impl Log {
         }
     }
 
+    /// For one that stays: a system log that was started anew has another socket, and one may have been started since.
+    pub(crate) fn find_again(&mut self) {
+        match &self.sink {
+            Sink::Syslog(socket) => {
+                let _ = find_syslog(socket.as_fd());
+            }
+            Sink::Nowhere => {
+                if let Ok(socket) = connect_syslog() {
+                    self.sink = Sink::Syslog(Rc::new(socket));
+                }
+            }
+            Sink::Pipe(_) | Sink::Stderr { .. } => {}
+        }
+    }
+
     /// Says so if lines go elsewhere than is asked for now: it is opened once, before the root directory changes.
     pub(crate) fn note_destination(&self, destination: Destination) {
         if self.destination != destination {

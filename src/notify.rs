@@ -12,6 +12,7 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use sd_notify::NotifyState;
 
 use crate::error::reason;
@@ -27,6 +28,8 @@ pub(crate) struct Notifier {
     has_warned: bool,
     next_status: Instant,
     next_watchdog: Option<Instant>,
+    /// Made at once: later there may be no descriptor to be had.
+    socket: Option<UnixDatagram>,
     status: String,
     /// `NOTIFY_SOCKET`
     supervisor: Option<OsString>,
@@ -40,13 +43,15 @@ pub(crate) struct Notifier {
 impl Notifier {
     pub(crate) fn new() -> Self {
         let watchdog = sd_notify::watchdog_enabled().map(|limit| limit / 2);
+        let supervisor = std::env::var_os("NOTIFY_SOCKET");
         let now = Instant::now();
         Self {
             has_warned: false,
             next_status: now,
             next_watchdog: watchdog.map(|_| now),
             status: String::new(),
-            supervisor: std::env::var_os("NOTIFY_SOCKET"),
+            socket: supervisor.as_ref().and_then(|_| socket().ok()),
+            supervisor,
             unsent: VecDeque::new(),
             unsent_at: now,
             watchdog,
@@ -130,8 +135,8 @@ impl Notifier {
         let Some(supervisor) = &self.supervisor else {
             return true;
         };
-        match send(supervisor, text.as_bytes()) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
+        match send(self.socket.as_ref(), supervisor, text.as_bytes()) {
+            Err(error) if is_passing(&error) => return false,
             Err(error) if !self.has_warned => {
                 self.has_warned = true;
                 log.warning(format_args!(
@@ -154,8 +159,23 @@ fn text(states: &[NotifyState<'_>]) -> String {
     })
 }
 
+/// Whether it may go better soon: there is no room, or the system is short of something.
+fn is_passing(error: &io::Error) -> bool {
+    let error = error.raw_os_error().map(Errno::from_raw);
+    matches!(
+        error,
+        Some(Errno::EAGAIN | Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM)
+    )
+}
+
+fn socket() -> io::Result<UnixDatagram> {
+    let socket = UnixDatagram::unbound()?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
+}
+
 /// Not `sd_notify::notify`, which waits, and has no abstract names.
-fn send(supervisor: &OsStr, text: &[u8]) -> io::Result<()> {
+fn send(socket: Option<&UnixDatagram>, supervisor: &OsStr, text: &[u8]) -> io::Result<()> {
     let address = match supervisor.as_bytes() {
         [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
         [b'/', ..] => SocketAddr::from_pathname(supervisor)?,
@@ -166,7 +186,9 @@ fn send(supervisor: &OsStr, text: &[u8]) -> io::Result<()> {
             ));
         }
     };
-    let socket = UnixDatagram::unbound()?;
-    socket.set_nonblocking(true)?;
-    socket.send_to_addr(text, &address).map(drop)
+    match socket {
+        Some(socket) => socket.send_to_addr(text, &address),
+        None => self::socket()?.send_to_addr(text, &address),
+    }
+    .map(drop)
 }

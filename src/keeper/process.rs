@@ -57,7 +57,9 @@ pub(super) fn run(
             Role::KeeperService
         }
     };
-    let keeper = Bytes::read(files).and_then(|bytes| {
+    // What is read may lie where nobody answers (NFS), and then this process outlives its connection, whose sockets it must not hold.
+    let read = plan.close_all_but(&kept).and_then(|()| Bytes::read(files));
+    let keeper = read.and_then(|bytes| {
         let sandboxed = sandbox::enter(role, plan, &kept)?;
         Keeper::parse(bytes, opener, sandboxed)
     });

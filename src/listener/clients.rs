@@ -149,7 +149,12 @@ impl<S: Service> Listener<'_, S> {
 
     fn note_refusal(&mut self, source: Option<Source>, why: &str) {
         self.table.refused += 1;
-        let source = source.map_or_else(|| "unix".to_owned(), |source| source.to_string());
+        let unknown = if self.service.has_balancers() {
+            "a balancer's client"
+        } else {
+            "unix"
+        };
+        let source = source.map_or_else(|| unknown.to_owned(), |source| source.to_string());
         self.refusals
             .note(self.log, format_args!("refused {source}: {why}"));
     }

@@ -15,7 +15,6 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::signalfd::SignalFd;
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 pub(crate) use sockets::{Sockets, can_be_bound, examine_keepers};
@@ -25,7 +24,7 @@ use crate::cli::Listening;
 use crate::error::{EXIT_TEMPORARY, Error};
 use crate::log::Log;
 use crate::notify::Notifier;
-use crate::sys;
+use crate::sys::{self, ChildEnd};
 use refusals::Refusals;
 use table::Table;
 
@@ -278,6 +277,7 @@ impl<S: Service> Listener<'_, S> {
 
     /// Certificates may have been renewed, ticket keys have to be, and a keeper that has died is replaced.
     fn renew(&mut self) {
+        self.log.find_again();
         let result = self.service.renew(self.log);
         self.note_renewal(result);
     }
@@ -306,6 +306,7 @@ impl<S: Service> Listener<'_, S> {
     }
 
     fn reload(&mut self) {
+        self.log.find_again();
         self.notifier.reloading(self.log);
         let result = self.service.reload(self.log);
         if result.is_ok() {
@@ -343,20 +344,17 @@ impl<S: Service> Listener<'_, S> {
 
     /// Takes note of a child's end, or of any child's; returns whether there was one.
     fn reap(&mut self, child: Option<Pid>) -> bool {
-        let waited = sys::uninterrupted(|| waitpid(child, Some(WaitPidFlag::WNOHANG)));
-        let (process, status, signal) = match waited {
-            Ok(WaitStatus::Exited(process, status)) => (process, status, None),
-            Ok(WaitStatus::Signaled(process, signal, _)) => (process, 0, Some(signal)),
-            Ok(_) | Err(_) => return false,
+        let Ok(Some((process, end))) = sys::reap(child) else {
+            return false;
         };
-        let how = signal.map_or("ended", Signal::as_str);
+        let how = end.how();
         if self.table.remove(process) {
             // Ended by us, or by something that should not have happened.
-            if signal.is_some() && !matches!(self.stage, Stage::Killed(_)) {
+            if matches!(end, ChildEnd::Signalled(_)) && !matches!(self.stage, Stage::Killed(_)) {
                 self.log
                     .error(format_args!("process {process} of a connection: {how}"));
             }
-            if status == i32::from(EXIT_TEMPORARY) {
+            if end == ChildEnd::Exited(EXIT_TEMPORARY) {
                 self.pause_briefly();
             }
         } else if process == self.service.keeper() && self.stage == Stage::Serving {

@@ -4,18 +4,10 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 
 use nix::sys::signal::Signal;
 use nix::sys::signalfd::SignalFd;
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use crate::error::{Error, reason};
-use crate::sys;
-
-/// How the backend ended.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum BackendEnd {
-    Exited(u8),
-    Signalled(Signal),
-}
+use crate::sys::{self, ChildEnd};
 
 /// The signals that concern us, as a descriptor: signals become messages that the loop reads.
 #[derive(Debug)]
@@ -26,7 +18,7 @@ pub(crate) struct Children {
 /// What the signals said.
 #[derive(Debug, Default)]
 pub(super) struct News {
-    pub(super) ended: Vec<(Pid, BackendEnd)>,
+    pub(super) ended: Vec<(Pid, ChildEnd)>,
     pub(super) is_terminated: bool,
 }
 
@@ -61,21 +53,10 @@ impl Children {
             news.is_terminated |= signal.ssi_signo == Signal::SIGTERM as u32;
         }
         // One SIGCHLD may stand for several children.
-        loop {
-            match any_child() {
-                Ok(WaitStatus::Exited(process, status)) => {
-                    // wait(2) gives the low eight bits.
-                    news.ended.push((
-                        process,
-                        BackendEnd::Exited(u8::try_from(status & 0xff).unwrap_or(u8::MAX)),
-                    ));
-                }
-                Ok(WaitStatus::Signaled(process, signal, _)) => {
-                    news.ended.push((process, BackendEnd::Signalled(signal)));
-                }
-                Ok(_) | Err(_) => return news,
-            }
+        while let Ok(Some(ended)) = sys::reap(None) {
+            news.ended.push(ended);
         }
+        news
     }
 
     /// Waits for the children that have been let go of, at most for `patience`.
@@ -83,7 +64,7 @@ impl Children {
         let deadline = std::time::Instant::now() + patience;
         loop {
             let _ = self.news();
-            if any_child() == Err(nix::errno::Errno::ECHILD) {
+            if sys::reap(None) == Err(nix::errno::Errno::ECHILD) {
                 return;
             }
             let left = deadline.saturating_duration_since(std::time::Instant::now());
@@ -99,34 +80,10 @@ impl Children {
     }
 }
 
-/// Reaps one that has ended, if one has.
-fn any_child() -> nix::Result<WaitStatus> {
-    sys::uninterrupted(|| waitpid(None, Some(WaitPidFlag::WNOHANG)))
-}
-
 #[cfg(any(test, fuzzing))]
 impl Children {
     /// For tests within one process: no signal is ever read.
     pub(super) fn pretended() -> nix::Result<Self> {
         sys::watch_signals(&[]).map(|signals| Self { signals })
-    }
-}
-
-impl BackendEnd {
-    /// The exit status to hand on: the backend's, or what a shell makes of a signal.
-    pub(super) fn exit_status(self) -> u8 {
-        match self {
-            Self::Exited(status) => status,
-            Self::Signalled(signal) => u8::try_from(128 + signal as i32).unwrap_or(u8::MAX),
-        }
-    }
-}
-
-impl std::fmt::Display for BackendEnd {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Exited(status) => write!(f, "{status}"),
-            Self::Signalled(signal) => f.write_str(signal.as_str()),
-        }
     }
 }

@@ -18,7 +18,7 @@ use ring::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::sign::CertifiedKey;
 
-use super::children::{BackendEnd, Children};
+use super::children::Children;
 use super::connecting::Remote;
 use super::flow::Phase;
 use super::{BackendSource, Parts, Relay};
@@ -28,7 +28,7 @@ use crate::connector::{Connector, Target};
 use crate::imap::Policy;
 use crate::keeper::KeeperClient;
 use crate::log::Log;
-use crate::sys;
+use crate::sys::{self, ChildEnd};
 use crate::tls::{
     Certified, NoKeeper, OldestVersion, Settings, Tls, TlsServer, UnknownName, examine_processor,
 };
@@ -202,7 +202,7 @@ impl Driven<'_> {
         } else {
             CLEARTEXT_PROCESS
         };
-        self.relay.ended.push((process, BackendEnd::Exited(status)));
+        self.relay.ended.push((process, ChildEnd::Exited(status)));
         // What poll(2) has to say together with the signal.
         let sources = self.look();
         self.relay.note_backend_end();

@@ -22,7 +22,6 @@ use std::time::{Duration, Instant};
 
 use nix::unistd::Pid;
 
-use children::BackendEnd;
 pub(crate) use children::Children;
 pub(crate) use report::Report;
 
@@ -36,7 +35,7 @@ use crate::imap::Policy;
 use crate::keeper::KeeperClient;
 use crate::log::Log;
 use crate::sandbox::Sandboxed;
-use crate::sys;
+use crate::sys::{self, ChildEnd};
 use crate::tls::Tls;
 use buffer::Queue;
 pub(crate) use connecting::Remote;
@@ -135,7 +134,7 @@ struct Relay<'a> {
     /// Where the backend is, if it is one that is connected to.
     remote: Option<Remote>,
     /// Child processes that have been reaped.
-    ended: Vec<(Pid, BackendEnd)>,
+    ended: Vec<(Pid, ChildEnd)>,
     /// What a backend that is kept across STARTTLS wrote too late for the cleartext phase.
     backend_unread: Vec<u8>,
     /// What such a backend has not taken yet of commands that it has answered already. It would take the first octets inside TLS for

@@ -3,14 +3,14 @@
 use std::fmt;
 use std::time::Instant;
 
-use super::children::BackendEnd;
 use crate::imap::{OpaqueReason, Policy};
+use crate::sys::ChildEnd;
 use crate::tls::Facts;
 
 /// What the log and the superserver are told at the end.
 #[derive(Debug)]
 pub(crate) struct Report {
-    pub(crate) backend_end: Option<BackendEnd>,
+    pub(crate) backend_end: Option<ChildEnd>,
     pub(super) bytes_in: u64,
     pub(super) bytes_out: u64,
     end: Option<String>,
@@ -93,7 +93,7 @@ impl Report {
     /// The backend's exit status; where there was no such process, 0 unless a backend could not be had or the system failed us:
     /// nothing that a client does is a failure.
     pub(crate) fn exit_status(&self) -> u8 {
-        let started = self.backend_end.map(BackendEnd::exit_status);
+        let started = self.backend_end.map(ChildEnd::exit_status);
         started.or(self.fault).unwrap_or(0)
     }
 

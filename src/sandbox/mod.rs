@@ -85,6 +85,16 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
+    /// Closes every descriptor but those, and what the plan needs, before it is carried out.
+    ///
+    /// # Errors
+    /// `System` if the kernel refuses.
+    pub(crate) fn close_all_but(&self, kept: &[BorrowedFd<'_>]) -> Result<(), Error> {
+        let root = self.confinement.as_ref().map(|one| one.root.as_fd());
+        let kept: Vec<_> = kept.iter().copied().chain(root).collect();
+        limits::close_all_but(&kept)
+    }
+
     /// The same for one more process.
     ///
     /// # Errors

@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 mod memory;
+mod reaping;
 mod relocated;
 
 use std::convert::Infallible;
@@ -13,6 +14,7 @@ use std::time::Duration;
 
 pub use memory::Allocator;
 pub(crate) use memory::{give_back_free_memory, note_stack};
+pub(crate) use reaping::{ChildEnd, reap};
 pub(crate) use relocated::protect_relocated_data;
 
 use nix::libc;

@@ -1131,17 +1131,20 @@ fn keeper_killed_at_once(test: &Test) {
 fn network_killed(test: &Test) {
     let server = start(test, &Program::new(test));
     let mut session = log_in(&server);
-    let mut victim = log_in(&server);
-    let processes = server.sessions()[1];
-    sys::kill(processes.network.0, libc::SIGKILL).unwrap();
-    victim.expect_end();
-    server.wait_log(&format!(
-        "process {} of a connection: SIGKILL",
-        processes.network.0
-    ));
-    eventually("its backend is gone", || {
-        (!processes.backend.unwrap().alive()).then_some(())
-    });
+    // The second is of the real-time ones, which have no names.
+    for (signal, name) in [(libc::SIGKILL, "SIGKILL"), (40, "SIG40")] {
+        let mut victim = log_in(&server);
+        let processes = server.sessions()[1];
+        sys::kill(processes.network.0, signal).unwrap();
+        victim.expect_end();
+        server.wait_log(&format!(
+            "process {} of a connection: {name}",
+            processes.network.0
+        ));
+        eventually("its backend is gone", || {
+            (!processes.backend.unwrap().alive()).then_some(())
+        });
+    }
     assert!(session.command("a NOOP").is_ok());
     session.log_out();
     no_zombies(&server);

@@ -164,7 +164,7 @@ fn is_known(name: &str) -> bool {
 fn naive_settings(bytes: &[u8]) -> Result<Vec<(String, Vec<u8>)>, usize> {
     // A character for an octet, so that a string's own functions serve.
     let text: String = bytes.iter().map(|&byte| char::from(byte)).collect();
-    let blank = [' ', '\t', '\r', '\n', '\x0c'];
+    let blank = [' ', '\t', '\r'];
     if bytes.starts_with("\u{feff}".as_bytes()) {
         return Err(1);
     }
@@ -189,7 +189,15 @@ fn naive_settings(bytes: &[u8]) -> Result<Vec<(String, Vec<u8>)>, usize> {
             .all(|character| character.is_ascii_alphanumeric() || character == '_');
         let is_known = is_known(name) && name != "IMAP_TLS_SETTINGS";
         let value = value.trim_matches(blank);
-        if name.is_empty() || !is_word || !is_known || value.contains('\0') {
+        let octets: Vec<u8> = value
+            .chars()
+            .map(|character| u8::try_from(character).unwrap())
+            .collect();
+        let is_text = String::from_utf8(octets).is_ok();
+        let has_control = value
+            .chars()
+            .any(|character| character.is_ascii_control() && character != '\t');
+        if name.is_empty() || !is_word || !is_known || !is_text || has_control {
             return fault;
         }
         let escapes = ["\\\"", "\\$", "\\\\", "\\`"];
