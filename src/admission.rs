@@ -57,12 +57,15 @@ pub(crate) enum Answer {
 /// # Errors
 /// `System` if there is no socket to be had.
 pub(crate) fn pair() -> Result<(Applicant, Application), Error> {
+    pair_with(TimeVal::seconds(ANSWER_SECONDS))
+}
+
+fn pair_with(patience: TimeVal) -> Result<(Applicant, Application), Error> {
     let failed =
         |error: nix::Error| Error::system("cannot make the listener's socket", error.desc());
     let kind = SockType::SeqPacket;
     let (ours, theirs) =
         socketpair(AddressFamily::Unix, kind, None, SockFlag::SOCK_CLOEXEC).map_err(failed)?;
-    let patience = TimeVal::seconds(ANSWER_SECONDS);
     setsockopt(&ours, sockopt::ReceiveTimeout, &patience).map_err(failed)?;
     Ok((Applicant(ours), Application(theirs)))
 }
@@ -184,7 +187,7 @@ mod tests {
         let (applicant, application) = pair().unwrap();
         drop(application);
         assert_eq!(applicant.ask(address), Answer::Granted);
-        let (applicant, application) = pair().unwrap();
+        let (applicant, application) = pair_with(TimeVal::seconds(1)).unwrap();
         assert_eq!(applicant.ask(address), Answer::Silence);
         drop(application);
     }
