@@ -12,7 +12,6 @@ use nix::libc;
 use nix::sys::socket::{
     SockType, SockaddrStorage, UnixAddr, getpeername, getsockname, getsockopt, setsockopt, sockopt,
 };
-use nix::sys::stat::fstat;
 
 use crate::channel::{Channel, is_pipe, is_socket};
 use crate::error::{Error, reason};
@@ -102,7 +101,7 @@ fn dev_null() -> io::Result<OwnedFd> {
 
 fn is_dev_null(fd: BorrowedFd<'_>) -> bool {
     let null = nix::sys::stat::stat("/dev/null");
-    match (null, fstat(fd)) {
+    match (null, nix::sys::stat::fstat(fd)) {
         (Ok(null), Ok(stat)) => {
             stat.st_mode & libc::S_IFMT == libc::S_IFCHR && stat.st_rdev == null.st_rdev
         }
@@ -263,13 +262,9 @@ fn is_of_superserver(fd: BorrowedFd<'_>) -> bool {
 /// What a superserver accepts on has the name that it listens at, and a pair that stands for a connection is for both.
 pub(crate) fn may_be_clients(output: BorrowedFd<'_>, input: BorrowedFd<'_>) -> bool {
     let name = getsockname::<UnixAddr>(output.as_raw_fd());
-    let is_for_output = name.is_ok_and(|name| name.is_unnamed()) && !is_same(output, input);
+    let is_for_output =
+        name.is_ok_and(|name| name.is_unnamed()) && !sys::is_same_file(output, input);
     is_socket(output) && !is_for_output
-}
-
-fn is_same(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> bool {
-    let identity = |fd| fstat(fd).map(|stat| (stat.st_dev, stat.st_ino)).ok();
-    identity(one) == identity(other)
 }
 
 fn is_channel(fd: BorrowedFd<'_>) -> bool {

@@ -148,13 +148,25 @@ pub(crate) mod testing {
         issuer: Option<&Holder>,
         change: impl Fn(&mut CertificateParams),
     ) -> Holder {
+        let mut params = params(name);
+        params.serial_number = Some(vec![0xfe, 1].into());
+        change(&mut params);
+        certify(params, KeyPair::generate().unwrap(), issuer)
+    }
+
+    pub(crate) fn params(name: &str) -> CertificateParams {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, name);
-        params.serial_number = Some(vec![0xfe, 1].into());
         params.not_before = date_time_ymd(2026, 1, 1);
         params.not_after = date_time_ymd(2027, 1, 1);
-        change(&mut params);
-        let key = KeyPair::generate().unwrap();
+        params
+    }
+
+    pub(crate) fn certify(
+        params: CertificateParams,
+        key: KeyPair,
+        issuer: Option<&Holder>,
+    ) -> Holder {
         let certificate = match issuer {
             Some(issuer) => params.signed_by(&key, &issuer.certificate, &issuer.key),
             None => params.self_signed(&key),

@@ -98,15 +98,11 @@ fn check_own(report: &mut Report, own: &X509Certificate<'_>, now: i64) {
 fn check_issuers(report: &mut Report, own: &Link<'_>, issuers: &[Link<'_>], now: i64) {
     let mut is_good = true;
     let mut one = own;
-    for next in issuers {
-        let fault = match fault_between(one, next) {
-            Some(text) => Some((Level::Error, text)),
-            None => {
-                let is_last = issuers.last().is_some_and(|last| std::ptr::eq(last, next));
-                let may_be_root = is_last && !std::ptr::eq(one, own);
-                fault_of_issuer(&next.parsed, may_be_root, now)
-            }
-        };
+    for (place, next) in (1..).zip(issuers) {
+        let may_be_root = place > 1 && place == issuers.len();
+        let fault = fault_between(one, next)
+            .map(|text| (Level::Error, text))
+            .or_else(|| fault_of_issuer(&next.parsed, may_be_root, now));
         if let Some((level, text)) = fault {
             report.add(level, CHAIN, text);
             is_good = false;

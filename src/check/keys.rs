@@ -179,9 +179,13 @@ fn check_certified(report: &mut Report, certified: &Certified, missing: &str) {
     check_chain(report, chain, clock::now().unwrap_or(0));
     if certified.key.ocsp.is_some() {
         report.add(Level::Ok, "OCSP response", "it is fresh, so it is stapled");
-    } else if chain.first().is_some_and(|own| ocsp::is_demanded(own)) {
+    } else if chain.first().is_some_and(|own| demands_response(own)) {
         report.add(Level::Error, "certificate", format!("it {missing}"));
     }
+}
+
+fn demands_response(certificate: &[u8]) -> bool {
+    x509_parser::parse_x509_certificate(certificate).is_ok_and(|(_, own)| ocsp::is_demanded(&own))
 }
 
 const DIRECTORY: &str = "certificate directory";

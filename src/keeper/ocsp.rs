@@ -42,10 +42,7 @@ const SHA256_IDENTIFIER: &[u8] = &[0x60, 0x86, 0x48, 1, 0x65, 3, 4, 2, 1];
 const TLS_FEATURE: &[u8] = &[0x2b, 6, 1, 5, 5, 7, 1, 0x18];
 
 /// Whether clients are told to refuse the certificate where no response is stapled (RFC 7633).
-pub(crate) fn is_demanded(certificate: &[u8]) -> bool {
-    let Ok(own) = parse_certificate(certificate) else {
-        return false;
-    };
+pub(crate) fn is_demanded(own: &X509Certificate<'_>) -> bool {
     let mut extensions = own.iter_extensions();
     extensions
         .find(|extension| extension.oid.as_bytes() == TLS_FEATURE)

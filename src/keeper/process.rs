@@ -7,9 +7,7 @@ use nix::sys::epoll::Epoll;
 use nix::sys::socket::{MsgFlags, recv, send};
 use rustls::sign::SigningKey;
 
-use super::message::{
-    Holding, Holdings, INTRODUCTION_LIMIT, Introduction, REQUEST_LIMIT, Reply, Request,
-};
+use super::message::{Holdings, INTRODUCTION_LIMIT, Introduction, REQUEST_LIMIT, Reply, Request};
 use super::opener::Opener;
 use super::shared::Door;
 use super::signing::SignRequest;
@@ -204,8 +202,7 @@ impl<'a> Keeper<'a> {
             }
         }
         for (held, unparsed) in held.iter().zip(&bytes.certificates) {
-            let Holding { chain, ocsp, .. } = &held.holding;
-            if ocsp.is_empty() && chain.first().is_some_and(|own| ocsp::is_demanded(own)) {
+            if held.demands_response && held.holding.ocsp.is_empty() {
                 warnings.push(format!("{} {}", unparsed.certificate.0, ocsp::MISSING));
             }
         }

@@ -11,6 +11,7 @@ use x509_parser::x509::X509Version;
 
 use super::CertificateFiles;
 use super::message::{Holding, INTRODUCTION_LIMIT};
+use super::ocsp;
 use super::signing::SCHEMES;
 use crate::clock;
 use crate::error::{Error, MALFORMED_PEM};
@@ -73,6 +74,7 @@ impl Unparsed {
 /// A key with what the network process may know about it.
 #[derive(Debug)]
 pub(super) struct Held {
+    pub(super) demands_response: bool,
     pub(super) holding: Holding,
     pub(super) key: Arc<dyn SigningKey>,
 }
@@ -84,8 +86,11 @@ pub(super) struct Held {
 pub(super) fn parse(unparsed: &Unparsed, _: &Sandboxed) -> Result<Held, Error> {
     let (certificate_place, certificate) = &unparsed.certificate;
     let (key_place, key) = &unparsed.key;
-    let (chain, names) =
-        parse_chain(certificate).map_err(|why| cannot_use(certificate_place, why))?;
+    let Chain {
+        certificates: chain,
+        demands_response,
+        names,
+    } = parse_chain(certificate).map_err(|why| cannot_use(certificate_place, why))?;
     let is_one_file = key_place.path == certificate_place.path;
     let key = parse_key(key, is_one_file.then_some(key_place.option))
         .map_err(|why| cannot_use(key_place, why))?;
@@ -115,7 +120,11 @@ pub(super) fn parse(unparsed: &Unparsed, _: &Sandboxed) -> Result<Held, Error> {
         ocsp_end: 0,
         schemes,
     };
-    Ok(Held { holding, key })
+    Ok(Held {
+        demands_response,
+        holding,
+        key,
+    })
 }
 
 /// Whether a certificate is for the name; `None` if it cannot be read. Why not, and whether it can be used, is for [`parse`] to say.
@@ -134,11 +143,11 @@ enum Blame {
     Pair(String),
 }
 
-fn examine_pair(chain: &Chain, key: &Arc<dyn SigningKey>) -> Result<(), Blame> {
+fn examine_pair(chain: &[CertificateDer<'static>], key: &Arc<dyn SigningKey>) -> Result<(), Blame> {
     let fits = |certificate: &CertificateDer<'static>| {
         CertifiedKey::new(vec![certificate.clone()], key.clone()).keys_match()
     };
-    match CertifiedKey::new(chain.clone(), key.clone()).keys_match() {
+    match CertifiedKey::new(chain.to_vec(), key.clone()).keys_match() {
         Ok(()) => Ok(()),
         Err(rustls::Error::InconsistentKeys(_)) => {
             let other = chain
@@ -164,10 +173,16 @@ fn cannot_use(place: &Place, why: String) -> Error {
     Error::setup(format!("cannot use {place}"), why)
 }
 
-type Chain = Vec<CertificateDer<'static>>;
+#[derive(Debug)]
+struct Chain {
+    certificates: Vec<CertificateDer<'static>>,
+    /// Of the first, as are the names.
+    demands_response: bool,
+    names: Vec<String>,
+}
 
-fn parse_chain(pem: &[u8]) -> Result<(Chain, Vec<String>), String> {
-    let chain: Chain = rustls_pemfile::certs(&mut &*pem)
+fn parse_chain(pem: &[u8]) -> Result<Chain, String> {
+    let certificates: Vec<_> = rustls_pemfile::certs(&mut &*pem)
         .collect::<Result<_, _>>()
         .map_err(|_| {
             if is_encrypted(pem) {
@@ -176,10 +191,13 @@ fn parse_chain(pem: &[u8]) -> Result<(Chain, Vec<String>), String> {
                 MALFORMED_PEM.to_owned()
             }
         })?;
-    let own = chain
+    let own = certificates
         .first()
         .ok_or("no certificate in PEM form (BEGIN CERTIFICATE) in it")?;
-    let length: usize = chain.iter().map(|certificate| certificate.len()).sum();
+    let length: usize = certificates
+        .iter()
+        .map(|certificate| certificate.len())
+        .sum();
     if length > INTRODUCTION_LIMIT / 4 {
         return Err("the chain is too long".to_owned());
     }
@@ -187,8 +205,12 @@ fn parse_chain(pem: &[u8]) -> Result<(Chain, Vec<String>), String> {
         .map_err(|error| format!("malformed certificate: {error}"))?;
     check_version(own.version())?;
     check_validity(&own)?;
-    let names = host_names(&own);
-    Ok((chain, names))
+    let (demands_response, names) = (ocsp::is_demanded(&own), host_names(&own));
+    Ok(Chain {
+        certificates,
+        demands_response,
+        names,
+    })
 }
 
 /// Those that old scripts make have no extensions, so no names either; TLS libraries read none but version 3.
@@ -290,7 +312,8 @@ mod tests {
             let key = parse_key(made.key_pair.serialize_pem().as_bytes(), None).unwrap();
             (made.cert.pem(), key)
         });
-        let (chain, _) = parse_chain((one.0 + &two.0).as_bytes()).unwrap();
+        let chain = parse_chain((one.0 + &two.0).as_bytes()).unwrap();
+        let chain = chain.certificates;
         examine_pair(&chain, &one.1).unwrap();
         for (key, expected) in [
             (two.1, "it goes with certificate 2 in that file: "),
@@ -317,7 +340,8 @@ mod tests {
         let why = check_version(parsed.version()).unwrap_err();
         assert!(why.starts_with("it is of X.509 version 1: "), "{why}");
         // What else rustls cannot read.
-        let Err(Blame::Certificate(why)) = examine_pair(&vec![certificate.clone()], &key) else {
+        let Err(Blame::Certificate(why)) = examine_pair(std::slice::from_ref(&certificate), &key)
+        else {
             panic!()
         };
         assert!(why.starts_with("malformed certificate: "), "{why}");

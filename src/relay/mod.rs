@@ -110,9 +110,10 @@ impl BackendSource {
 
 /// How much is read at once: as much as a queue may hold.
 const READ_SIZE: usize = buffer::QUEUE_LIMIT;
-const HANDSHAKE_TIMEOUT: &str = "handshake timeout";
 /// How much it may still send meanwhile, to be thrown away; one that floods us may lose our last words to the reset.
 const LINGER_OCTETS: usize = 1024 * 1024;
+/// How a session ended, in the log.
+const HANDSHAKE_TIMEOUT: &str = "handshake timeout";
 
 /// Whether the peer has closed its end: no fault of ours or of the system's.
 fn is_reset(error: &io::Error) -> bool {

@@ -450,8 +450,9 @@ pub(super) mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::signed::testing::{self, Holder as Authority};
     use rcgen::{
-        BasicConstraints, Certificate, CertificateParams, CertificateRevocationListParams, DnType,
+        BasicConstraints, CertificateParams, CertificateRevocationListParams,
         ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams,
         date_time_ymd,
     };
@@ -460,17 +461,9 @@ pub(super) mod tests {
     pub(in crate::tls) const NOW: i64 = 1_780_272_000;
     pub(in crate::tls) const DAY: i64 = 86_400;
 
-    pub(in crate::tls) struct Authority {
-        pub(in crate::tls) certificate: Certificate,
-        key: KeyPair,
-    }
-
     pub(in crate::tls) fn params(name: &str, serial: u64) -> CertificateParams {
-        let mut params = CertificateParams::default();
-        params.distinguished_name.push(DnType::CommonName, name);
+        let mut params = testing::params(name);
         params.serial_number = Some(serial.into());
-        params.not_before = date_time_ymd(2026, 1, 1);
-        params.not_after = date_time_ymd(2027, 1, 1);
         params
     }
 
@@ -491,14 +484,7 @@ pub(super) mod tests {
         let mut params = params(name, serial);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        let certificate = match issuer {
-            Some(issuer) => params.signed_by(&key, &issuer.certificate, &issuer.key),
-            None => params.self_signed(&key),
-        };
-        Authority {
-            certificate: certificate.unwrap(),
-            key,
-        }
+        testing::certify(params, key, issuer)
     }
 
     impl Authority {

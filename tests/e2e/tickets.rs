@@ -2,6 +2,7 @@
 //! handshake and no error; ticket keys are where they belong and nowhere else.
 
 use crate::harness::client::sha256;
+use crate::harness::pki::{der_element, der_encode};
 use crate::harness::program::parse_session_line;
 use crate::harness::*;
 use imap_tls::keeper::tickets::{TICKET_LIMIT, TicketKeys};
@@ -328,34 +329,6 @@ fn with_ticket(test: &Test, session: &Path, change: impl FnOnce(Vec<u8>) -> Vec<
     fs::write(&changed, der_encode(0x30, &fields)).unwrap();
     convert(&changed, &pem, ["DER", "PEM"]);
     pem
-}
-
-fn der_element(der: &[u8]) -> (u8, &[u8], &[u8]) {
-    let (header, length) = match der[1] {
-        short @ 0..=0x7f => (2, usize::from(short)),
-        long => {
-            let count = usize::from(long & 0x7f);
-            let octets = der[2..2 + count].iter();
-            (
-                2 + count,
-                octets.fold(0, |length, octet| length << 8 | usize::from(*octet)),
-            )
-        }
-    };
-    (
-        der[0],
-        &der[header..header + length],
-        &der[header + length..],
-    )
-}
-
-fn der_encode(tag: u8, value: &[u8]) -> Vec<u8> {
-    let length = u16::try_from(value.len()).unwrap();
-    let length = match length {
-        0..=0x7f => vec![length as u8],
-        _ => [&[0x82], length.to_be_bytes().as_slice()].concat(),
-    };
-    [&[tag], length.as_slice(), value].concat()
 }
 
 // ---- our file with keys ----

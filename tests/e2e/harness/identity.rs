@@ -1,7 +1,7 @@
 //! An authority for client certificates: its certificates, intermediate authorities and revocation lists, made on the spot.
 
 use super::dir::{make_dir, write_file};
-use super::pki::{der_element, sign};
+use super::pki::{der_element, der_encode, sign};
 use rcgen::{
     BasicConstraints, Certificate, CertificateParams, CertificateRevocationListParams, DnType,
     ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams,
@@ -184,16 +184,9 @@ impl Identity {
 fn version_1(certificate: &[u8], authority: &KeyPair) -> Vec<u8> {
     const VERSION: u8 = 0xa0;
     const EXTENSIONS: u8 = 0xa3;
-    let sequence = |parts: &[&[u8]]| {
-        let content = parts.concat();
-        let length = u16::try_from(content.len()).unwrap().to_be_bytes();
-        // As short as it can be, which DER wants.
-        match length {
-            [0, length @ 0x80..=0xff] => [&[0x30, 0x81, length], content.as_slice()].concat(),
-            [0, length] => [&[0x30, length], content.as_slice()].concat(),
-            [high, low] => [&[0x30, 0x82, high, low], content.as_slice()].concat(),
-        }
-    };
+    const SEQUENCE: u8 = 0x30;
+    const BIT_STRING: u8 = 3;
+    let sequence = |parts: &[&[u8]]| der_encode(SEQUENCE, &parts.concat());
     let (_, certificate, _) = der_element(certificate);
     let (_, mut fields, after) = der_element(certificate);
     let (_, _, signature) = der_element(after);
@@ -207,9 +200,9 @@ fn version_1(certificate: &[u8], authority: &KeyPair) -> Vec<u8> {
         fields = rest;
     }
     let signed = sequence(&kept);
-    let signature = sign(authority, &signed);
-    let length = u8::try_from(1 + signature.len()).unwrap();
-    let signature = [&[3, length, 0], signature.as_slice()].concat();
+    // The first octet says that all its bits are used.
+    let signature = [&[0], sign(authority, &signed).as_slice()].concat();
+    let signature = der_encode(BIT_STRING, &signature);
     sequence(&[&signed, algorithm, &signature])
 }
 

@@ -282,6 +282,7 @@ fn der_value<'a>(mut der: &'a [u8], tags: &[u8]) -> &'a [u8] {
     der
 }
 
+/// Its tag, its content, and what follows it.
 pub fn der_element(der: &[u8]) -> (u8, &[u8], &[u8]) {
     let (length, header) = match der[1] {
         short @ 0..=0x7f => (usize::from(short), 2),
@@ -294,6 +295,18 @@ pub fn der_element(der: &[u8]) -> (u8, &[u8], &[u8]) {
         &der[header..header + length],
         &der[header + length..],
     )
+}
+
+/// The reverse.
+pub fn der_encode(tag: u8, content: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(content.len()).unwrap().to_be_bytes();
+    // As short as it can be, which DER wants.
+    let header = match length {
+        [0, low @ 0..=0x7f] => vec![tag, low],
+        [0, low] => vec![tag, 0x81, low],
+        [high, low] => vec![tag, 0x82, high, low],
+    };
+    [header.as_slice(), content].concat()
 }
 
 /// The INTEGERs of a SEQUENCE, without the leading zero of positive numbers.
